@@ -21,6 +21,7 @@ from tinylm.files import (
     atomic_folder,
     atomic_write,
     check_seal,
+    check_utf8,
     locked,
     make_folder,
     read_chunks,
@@ -474,6 +475,9 @@ def test_invalid_utf8_is_refused_with_the_offset_of_its_first_byte(tmp_path, bef
     with pytest.raises(DataError, match=rf"file: is not UTF-8 at byte {before + 2} \("):
         list(read_chunks(path))
     assert "".join(read_chunks(path, errors="replace")) == path.read_bytes().decode("utf-8", "replace")
+    with pytest.raises(DataError, match=rf"file: is not UTF-8 at byte {before + 5} \("):
+        check_utf8(path.read_bytes(), path, offset=3)
+    check_utf8(path.read_bytes()[: before + 2], path)
 
 
 def test_every_temporary_name_begins_as_sweep_expects(tmp_path):

@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinylm.errors import ConfigError, TinyLMError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -68,6 +70,8 @@ def num_cores() -> int:
 
 
 def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> Iterator:
+    from concurrent.futures import ThreadPoolExecutor  # not above: it imports logging, and few programs need helpers
+
     helpers = [_Helper(function) for _ in range(processes)]
     idle: SimpleQueue[_Helper] = SimpleQueue()
     for helper in helpers:
@@ -80,7 +84,7 @@ def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> I
         finally:
             idle.put(helper)
 
-    values, pending = iter(values), deque[Future]()
+    values, pending = iter(values), deque["Future"]()
     with ThreadPoolExecutor(processes) as threads:  # the threads only wait for their helpers
         try:
             yield from map(function, islice(values, WHILE_STARTING))  # while the helpers start

@@ -262,14 +262,14 @@ PIPELINES = {
     "a space before bytes": (dict(core=BYTES, added=[END], prefix="each"), "a space is put before texts"),
     "a token that takes spaces": (
         dict(core=BYTES, added=[END, {"content": "<x>", "id": 301, "lstrip": True}]),
-        "added token '<x>' has lstrip, which llama.cpp does not know",
+        "added token '<x>' has lstrip, which llama.cpp lacks",
     ),
     "a whole word": (
         dict(core=CHARACTERS, added=[END, {"content": "<x>", "id": 301, "single_word": True}], **SPACED),
-        "added token '<x>' has single_word, which llama.cpp does not know",
+        "added token '<x>' has single_word, which llama.cpp lacks",
     ),
-    "a space once": (dict(core=CHARACTERS, added=[END], spaces="words", prefix="first"), "its spaces are put or split"),
-    "words": (dict(core=CHARACTERS | {"words": True}, added=[END], **SPACED), "its spaces are put or split"),
+    "a space once": (dict(core=CHARACTERS, added=[END], spaces="words", prefix="first"), "handles spaces differently"),
+    "words": (dict(core=CHARACTERS | {"words": True}, added=[END], **SPACED), "handles spaces differently"),
     "a missing merge": (
         dict(core=CHARACTERS | {"merges": [[256, 257]]}, added=[END], **SPACED),
         "llama.cpp would join 'a' and 'b', the merges would not",

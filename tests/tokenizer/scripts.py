@@ -36,7 +36,7 @@ BETWEEN = ["", "", " ", " ", " ", "  ", "\n", "\t", ", ", ". ", "-", "\u00a0", "
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Texts of up to a hundred words: whole words of one or more scripts, odd strings, and characters at random."""
+    """Texts of up to a hundred words: words of one or more scripts, odd strings, and random characters."""
     return [_text(Random(f"{seed} {number}")) for number in range(count)]
 
 

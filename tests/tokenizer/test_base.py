@@ -40,7 +40,7 @@ kinds_of_pieces = pytest.mark.parametrize("make", [KINDS[kind] for kind in ("cha
 
 # NUL, CRLF and lone CR, combining marks, ZWJ, astral, byte order mark, line separators, the name of a special token
 ODD = "a\0b\r\nc\rd\n é e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff \u2028\x85\x1c 한 \U0010ffff" + END_OF_TEXT
-text = st.text(min_size=1)  # any Unicode but surrogates
+text = st.text(min_size=1)  # any Unicode text without surrogates
 few = settings(max_examples=50, deadline=None)
 
 
@@ -99,7 +99,7 @@ def test_encode_encode_array_and_encode_stream_agree(make, text, cuts):
 def test_byte_lengths_of_the_ids_sum_to_the_utf8_bytes_of_the_text(make, text):
     tokenizer = make(text, special_tokens=[END_OF_TEXT])
     assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode("utf-8"))
-    assert tokenizer.byte_lengths[tokenizer.end_of_text] == 0  # it stands for no text
+    assert tokenizer.byte_lengths[tokenizer.end_of_text] == 0  # it adds no text
 
 
 @every_kind
@@ -244,7 +244,7 @@ def test_fingerprints_differ_where_ids_do():
 
 @every_kind
 def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, tmp_path):
-    """Of every byte one bit: the lowest, the fifth and the highest in turn."""
+    """One bit of every byte is flipped: the lowest, the fifth and the highest in turn."""
     path = tmp_path / "t.json"
     tokenizer = make("ab 9é", special_tokens=[END_OF_TEXT])
     tokenizer.save(path)

@@ -55,7 +55,7 @@ def test_parts_are_normalized_independently_where_a_text_may_be_cut():
 
 
 def test_offsets_name_the_character_that_each_comes_from():
-    """By hand: é loses its accent, the Chinese character has spaces around it, NUL goes, İ loses its dot."""
+    """By hand: é loses its accent, the Chinese character gets spaces around it, NUL is removed, İ loses its dot."""
     text = "é\0中İ"
     assert BertNormalizer().normalize(text) == "e 中 i"
     begins, ends = BertNormalizer().offsets(text)

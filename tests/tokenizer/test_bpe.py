@@ -86,7 +86,7 @@ def test_ids_equal_those_of_tokenizers_and_tiktoken_on_prose_code_and_scripts(tr
 
 @pytest.fixture(scope="module")
 def oracles(trained, tale):
-    """Equal merges in the two other libraries."""
+    """The tokenizers of the two other libraries with equal merges."""
     ranks = {piece: token for token, piece in enumerate(trained.token_bytes)}
     by_tiktoken = tiktoken.Encoding("t", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
     return hugging_face(tale, 900), by_tiktoken
@@ -230,7 +230,7 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
 
 
 def test_only_the_beginning_of_a_very_long_word_is_learned_from(capsys, monkeypatch):
-    """é takes two bytes: the cut falls into one, which is left out."""
+    """é has two bytes. The limit falls inside an é, which is left out."""
     monkeypatch.setattr(counting, "LONG", 100)
     found = BPETokenizer.train_from_texts(["the cat " + "aé" * 500 + "zz" * 500], vocab_size=300)
     assert "a word of 2,501 bytes: learning from the first 100 bytes" in capsys.readouterr().err

@@ -26,7 +26,7 @@ EDGES = ["", " ", "  ", "\x01", "\x01 ", "▁", " ▁ ", "a▁", "\u3000", " \u0
 
 
 def library(rule: str, prefix: bool = False, remove: bool = False, escape: bool = False):
-    """SentencePiece's normalizer with a table of its own."""
+    """SentencePiece's normalizer with a table of replacements."""
     options = {"add_dummy_prefix": prefix, "remove_extra_whitespaces": remove, "escape_whitespaces": escape}
     return sentencepiece.SentencePieceNormalizer(rule_name=rule, **options)
 
@@ -43,7 +43,7 @@ def tables() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def strings(tables) -> list[str]:
-    """Texts of many scripts, and strings that tables replace, whole and cut, with what may join them."""
+    """Texts of many scripts, and strings of the tables, whole and cut, next to characters that may join them."""
     draw, rules = random.Random(0), [*dict(library("nmt_nfkc").Decompile())]
     near = ["e", "\u0301", "\u1161", "\u11a8", "\0", "\r\n", "👨\u200d👩"]
     mixed = ["".join(draw.choice([draw.choice(rules), draw.choice(rules)[:2], draw.choice(near)]) for _ in range(6))]
@@ -107,9 +107,9 @@ def test_symbols_are_found_first_and_stay():
 # --- written
 
 
-@pytest.mark.parametrize("rule", ["nmt_nfkc_cf"])  # of all rules, with the most steps
+@pytest.mark.parametrize("rule", ["nmt_nfkc_cf"])  # the rules with the most steps
 def test_rules_from_unicode_data_are_those_of_sentencepiece(rule, strings):
-    """But for characters that are newer than Python's version of Unicode, and what is made of them."""
+    """Rules with characters newer than Python's version of Unicode are left out."""
     ours, theirs = named_rules(rule), dict(library(rule).Decompile())
     for key in ours.keys() | theirs.keys():
         if ours.get(key) != theirs.get(key):
@@ -194,6 +194,6 @@ def test_what_has_no_rule_is_refused(tables):
         Precompiled("no base64!")
     with pytest.raises(ConfigError, match="no rules 'nfkd', did you mean 'nfkc'"):
         named_charsmap("nfkd")
-    with pytest.raises(ConfigError, match="needs rules"):
+    with pytest.raises(ConfigError, match="needs at least one rule"):
         compile_charsmap({"": "a"})
     assert named_charsmap("identity") == ""

@@ -400,7 +400,7 @@ def test_of_tables_of_words_only_ours_are_read(tmp_path):
 
 
 def all_cuts(ranks):
-    """For each token, in order of rank, all pairs of tokens that it can be split into, as in Llama 3's file."""
+    """All pairs of tokens into which each token can be split, in the order of the ranks, as in Llama 3's file."""
     for whole in sorted(ranks, key=ranks.get):
         cuts = [(whole[:place], whole[place:]) for place in range(1, len(whole))]
         yield from sorted(
@@ -429,7 +429,7 @@ def test_a_file_with_all_cuts_of_its_tokens_has_the_same_ids_as_tokenizers(train
 
 @st.composite
 def token_names(draw):
-    """Tokens that join two others, in the order of joining or in any order."""
+    """Tokens that join two others, in the order of joining or shuffled."""
     names = list("abcd")
     for left, right in draw(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=12)):
         name = names[left % len(names)] + names[right % len(names)]
@@ -507,7 +507,7 @@ def test_gpt2s_files_give_the_same_ids_here_and_in_tokenizers(name, trained, gpt
 
 @pytest.fixture(scope="module")
 def gpt2_files(trained, folder):
-    """Name -> as read by tinylm and by tokenizers."""
+    """Name -> the tokenizers that tinylm and tokenizers read."""
     read = {}
     for name in ("no merges", "no special tokens", "gpt2", "special tokens first"):
         write_gpt2(trained[name], folder / name)
@@ -597,7 +597,7 @@ def tiktoken_of(path, tokenizer):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_tiktoken_cache():
-    """tiktoken caches files by path, and would return the file of an earlier test."""
+    """Disables tiktoken's cache by path, which would return the file of an earlier test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", "")
         yield
@@ -605,7 +605,7 @@ def no_tiktoken_cache():
 
 @pytest.fixture(scope="module")
 def rank_files(trained, folder):
-    """Name -> as read by tinylm and by tiktoken."""
+    """Name -> the tokenizers that tinylm and tiktoken read."""
     read = {}
     for name, tokenizer in trained.items():
         if isinstance(tokenizer, BPETokenizer):

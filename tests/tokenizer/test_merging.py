@@ -59,7 +59,7 @@ def test_without_dropout_nothing_is_left_out_and_with_all_of_it_nothing_is_merge
 
 
 def test_dropout_has_its_exact_probabilities():
-    """abc with the merges ab, bc and ab c: of the two pairs, bc has a turn only if ab is left out."""
+    """abc with the merges ab, bc and ab c: bc is merged only if ab is left out."""
     ranked, p = {(0, 1): (0, 4), (1, 2): (1, 5), (4, 2): (2, 6)}, 0.3
     expected = {(6,): (1 - p) ** 2, (4, 2): (1 - p) * p, (0, 5): p * (1 - p), (0, 1, 2): p**2}
     random, draws = np.random.default_rng(0), 20_000

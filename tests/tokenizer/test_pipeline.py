@@ -115,7 +115,7 @@ def flags():
 
 
 def characters(normalizer=None, pre_tokenizer=None, strip=True):
-    """Byte-fallback BPE as SentencePiece writes it; runs of ▁ are tokens, and so is `.▁T`, which goes across words."""
+    """Byte-fallback BPE as SentencePiece writes it; runs of ▁ are tokens, and so is `.▁T`, which spans two words."""
     other = trained(pre_tokenizers.Metaspace(split=True), vocab_size=300)
     model = json.loads(other.to_str())["model"]
     names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -170,7 +170,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """made(kind) gives our tokenizer and theirs; cached."""
+    """made(kind) returns our tokenizer and theirs, cached."""
     folder, done = tmp_path_factory.mktemp("made"), {}
 
     def made(kind):
@@ -187,7 +187,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def check_equal(ours, other, count):
-    """Ids and texts of random texts, special tokens found or not; and of the file written again."""
+    """Compares ids and decoded texts, with and without special tokens, and after the file is written again."""
     again = tokenizers.Tokenizer.from_str(json.dumps(to_tokenizer_json(ours)))
     names, source = [token.content for token in other.get_added_tokens_decoder().values()], random.Random(0)
     for number in range(count):
@@ -205,7 +205,7 @@ def check_equal(ours, other, count):
 
 
 def check_offsets(found, offsets, ids, text, ours):
-    """Offsets lie in the text, never go back, and where nothing was changed, give the tokens' text."""
+    """Checks that offsets lie in the text and never decrease, and give the tokens' text where nothing was changed."""
     assert found.tolist() == ids
     assert offsets.shape == (len(ids), 2)
     assert ((offsets >= 0) & (offsets <= len(text))).all() and (offsets[:, 0] <= offsets[:, 1]).all()
@@ -236,7 +236,7 @@ def test_ids_and_texts_of_published_tokenizers_equal_those_of_their_library(name
 
 @every_kind
 def test_texts_in_blocks_are_encoded_as_whole(kind, made, tmp_path, monkeypatch):
-    """Blocks of a few characters, so that cuts fall everywhere: in chunks, from a file, and by other processes."""
+    """Blocks have a few characters, so that cuts fall everywhere: in chunks, in files and in helper processes."""
     ours, other = made(kind)
     other.encode_special_tokens = True
     names = [token.content for token in other.get_added_tokens_decoder().values()]

@@ -86,7 +86,7 @@ def test_ids_and_decoded_text_are_those_of_the_library(kind, shape):
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
 def test_a_text_that_is_cut_has_the_same_ids(kind, shape):
     ours, cuts = read(kind, shape), 0
-    if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties otherwise
+    if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties differently
         ours = UnigramTokenizer(**ours.options() | {"sums": "parts"})
     for text in TEXTS[:80]:
         if 0 < (cut := ours.safe_cut(text[: len(text) // 2])) < len(text):
@@ -113,7 +113,7 @@ def test_a_model_is_written_again_byte_for_byte(kind, shape, tmp_path):
 
 @pytest.mark.parametrize("shape", ["llama", "t5", "albert", "bare"])
 def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
-    """The notice has the number of texts of which tokenizers has other ids than sentencepiece."""
+    """The notice counts the texts that get different ids in tokenizers and in sentencepiece."""
     monkeypatch.setattr(converted, "TEXTS", 60)
     ours, theirs = read("unigram", shape), library(trained("unigram", shape))
     assert isinstance(ours, UnigramTokenizer)
@@ -128,7 +128,7 @@ def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
         assert sum(ids(text) != theirs.encode(text) for text in samples) == int(differ)
         assert len(samples) == int(count)
     for text in TEXTS[:100]:
-        # `tokenizers` finds their names in every text, also those that lower case makes
+        # `tokenizers` finds their names in every text, even names that appear only in lower case
         if not any(name.lower() in text.lower() for name in ours.special_tokens):
             assert again.encode(text) == ids(text)
     assert to_tokenizer_json(again) == values
@@ -155,12 +155,12 @@ def test_a_core_of_characters_has_the_same_ids_in_the_library():
     runs = [text for text in TEXTS if ours.encode(text) != theirs.encode(text)]
     assert len(runs) < 15 and all(
         re.search(r"(.+?)\1\1\1", text) for text in runs
-    )  # merges of one piece are equals there
+    )  # there, all merges of one piece have the same rank
     assert to_pieces(read("bpe", "llama"), "llama.cpp").prefix
 
 
 def test_unused_pieces_are_split_again():
-    """A piece of type unused is joined, then split into what it was joined from, as in SentencePiece."""
+    """A piece of type unused is joined and then split into its parts again, as in SentencePiece."""
     model = read_message(trained("bpe", "bare"), "model")
     pieces = [read_message(bytes(field.value), "piece") for field in model if field.number == ModelField.PIECES]
     chosen = [token for token, piece in enumerate(pieces) if len(bytes(piece[0].value).decode()) > 2 and token > 3][
@@ -227,7 +227,7 @@ def test_changed_bytes_are_refused_in_one_line_or_read(tmp_path_factory, kind, c
 def changed(
     kind: str, trainer: dict[int, int] | None = None, pieces: dict[int, list[Field]] | None = None, **more
 ) -> bytes:
-    """A small model with other fields of trainer_spec, of pieces, or of the model."""
+    """A small model with changed fields of trainer_spec, of pieces or of the model itself."""
     fields = []
     for number, field in enumerate(read_message(small(kind), "model")):
         inner = read_message(bytes(field.value), "inner")
@@ -246,7 +246,7 @@ REFUSED = {
     "no bytes": (changed("bpe", {35: 1}), "byte_fallback is true, but 0 pieces are bytes"),
     "two unknown": (
         changed("bpe", pieces={3: [Field(3, VARINT, 2)]}),
-        "one piece must be that of unknown characters, got 2",
+        "exactly one piece must have the type unknown, got 2",
     ),
     "a type": (changed("bpe", pieces={3: [Field(3, VARINT, 7)]}), "a known type"),
     "no number": (changed("bpe", pieces={3: [Field(2, FIXED32, NAN)]}), "a finite score"),
@@ -278,7 +278,7 @@ def test_what_the_library_would_read_otherwise_is_not_written(tmp_path):
     with pytest.raises(ConfigError, match="is found before text is normalized"):
         to_sentencepiece(PipelineTokenizer(**options | {"added": [*options["added"], added]}))
     for problem, change in {
-        "more than the 32 bits": {"scores": [-1.1]},
+        "float32 scores, which cannot hold": {"scores": [-1.1]},
         "NUL": {"pieces": ["\0"]},
         "which SentencePiece cannot tell apart": {"pieces": ["▁"]},
         "another score": {"unknown_score": -5.0, "pieces": ["ab"]},
@@ -291,7 +291,7 @@ def test_what_the_library_would_read_otherwise_is_not_written(tmp_path):
         with pytest.raises(ConfigError, match=problem):
             to_sentencepiece(UnigramTokenizer(**plain | change))
     for kind, shape in (("bpe", "t5"), ("bpe", "bare")):
-        with pytest.raises(ConfigError, match=r"write a \.model instead"):
+        with pytest.raises(ConfigError, match=r"write a \.model"):
             to_tokenizer_json(read(kind, shape))
         with pytest.raises(ConfigError, match=r"normalizes text|no bytes for unknown characters"):
             to_pieces(read(kind, shape), "llama.cpp")

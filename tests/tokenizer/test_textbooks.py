@@ -77,7 +77,7 @@ def test_unigram_agrees_with_all_segmentations(longer, word):
 def test_unigram_encodes_as_likely_as_tokenizers_does(longer, word):
     scores = scores_of(longer)
     model = tokenizers.models.Unigram([("<unk>", -100.0), *scores.items()], unk_id=0)
-    theirs = [token.value for token in model.tokenize(word)]  # of equally likely ones it may take another
+    theirs = [token.value for token in model.tokenize(word)]  # it may choose another of equally likely segmentations
     assert "".join(theirs) == word
     ours = unigram.encode_word(word, scores)
     assert sum(map(scores.__getitem__, ours)) == pytest.approx(sum(map(scores.__getitem__, theirs)), abs=1e-9)
@@ -106,7 +106,7 @@ def test_expectation_maximization_never_lowers_the_likelihood(counts):
 
 
 def test_training_keeps_what_the_text_would_miss():
-    """The two syllables that make up all words are kept, and other words of them are spelled by them."""
+    """The two syllables of all words are kept, and new words of these syllables are spelled by them."""
     counts = {"kato": 40, "toka": 40, "kaka": 40, "toto": 40, "katoka": 20, "tokato": 20}
     scores = unigram.train(counts, num_pieces=6)
     assert {piece for piece in scores if len(piece) > 1} == {"ka", "to"}

@@ -32,13 +32,13 @@ VOCABULARY = st.dictionaries(st.text(ALPHABET, min_size=1, max_size=4), st.integ
 
 
 def of(longer: dict[str, int], **options) -> UnigramTokenizer:
-    """A tokenizer of `<unk>`, single characters and these pieces; scores in multiples of 1/1024."""
+    """A tokenizer with `<unk>`, single characters and these pieces; scores are multiples of 1/1024."""
     scores = {"a": -3000, "b": -2000, "c": -2500} | longer
     return UnigramTokenizer(["<unk>", *scores], [None, *(score / 1024 for score in scores.values())], 0, **options)
 
 
 def theirs(tokenizer: UnigramTokenizer) -> tokenizers.Tokenizer:
-    """Its model in the library, which sees the whole text at once."""
+    """Its model in the library, which segments the whole text at once."""
     pairs = zip(tokenizer.pieces, tokenizer.scores, strict=True)
     vocab = [(piece, 0.0 if score is None else score) for piece, score in pairs]
     return tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=tokenizer.byte_fallback))
@@ -97,7 +97,7 @@ def test_any_text_is_decoded_again(trained, text):
 
 @pytest.fixture(scope="module")
 def rounded() -> UnigramTokenizer:
-    """A model with runs of one character among its pieces, and scores that are no multiples of a power of two."""
+    """A model whose pieces include runs of one character, and whose scores are inexact in binary."""
     characters = sorted({character for text in TEXTS for character in text} - {" ", "\0", "\u2581"})
     pieces = [*characters[::2], "\u2581", "\u2581t", "xx", "xxx", "xxxxx", "==", "=======", "aa", "aaa", "a\u2581a"]
     scores = [float(np.float32(-7 - 1.7 * math.sin(place) - len(piece))) for place, piece in enumerate(pieces)]
@@ -110,16 +110,16 @@ RUNS = [f"{text[:60]} {'x' * size} {'=' * size}{'a' * size}" for size, text in e
 
 
 def test_sums_of_float32_decide_as_in_sentencepiece(rounded):
-    """Among equally likely segmentations of a run of one character."""
+    """Rounding decides among equally likely segmentations of a run of one character."""
     other = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(rounded))
     expected = [other.encode(text) for text in [*TEXTS, *RUNS]]
     assert [rounded.encode(text) for text in [*TEXTS, *RUNS]] == expected
     parts = UnigramTokenizer(**(rounded.options() | {"sums": "parts"}))
-    assert [parts.encode(text) for text in [*TEXTS, *RUNS]] != expected  # so that the texts decide something
+    assert [parts.encode(text) for text in [*TEXTS, *RUNS]] != expected  # the texts distinguish the two ways
 
 
 def test_large_sums_begin_anew_as_in_sentencepiece(monkeypatch):
-    """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201); from 100,000 on, sums begin at 0 again."""
+    """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201), but sums restart from 0 at 100,000."""
     pieces = {"b": -30000, "a": -5.1, "aa": -10.201, "\u2581": -1}
     scores = [None, *(float(np.float32(score)) for score in pieces.values())]
     options = {"unknown": 0, "normalizer": SentencePieceNormalizer().to_dict(), "special_tokens": ["<unk>"]}
@@ -145,7 +145,7 @@ def test_long_texts_are_segmented_as_short_ones_with_sums_of_float32(rounded, mo
 
 
 def test_several_processes_learn_the_same_model(tale, trained, monkeypatch):
-    """Their words are counted in another order, in which sums of floats may differ in the last bit."""
+    """Several processes count words in another order, so sums of floats may differ in the last bit."""
     monkeypatch.setattr(blocks, "BLOCK", 2000)
     monkeypatch.setattr(counting, "ALONE", 1)
     assert (
@@ -244,7 +244,7 @@ def test_n_best_and_the_total_agree_with_all_segmentations(longer):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_samples_have_the_probabilities_of_segmentations(alpha):
-    """Many copies of a word in one text are drawn independently, each with its probability to the power alpha."""
+    """Copies of a word in one text are segmented independently, in proportion to probability to the power alpha."""
     tokenizer = of({"ab": -1500, "bc": -2600, "abc": -2900, "ca": -3300, " ": -1000})
     every = segmentations("abcab", dict(zip(tokenizer.pieces[1:], tokenizer.scores[1:], strict=True)))
     ids = tokenizer.sample(" ".join(["abcab"] * 4000), alpha, np.random.default_rng(0))
@@ -314,7 +314,7 @@ def test_training_refuses_what_has_no_room(options, message):
 
 def test_a_normalized_model_is_that_of_sentencepiece():
     """The text is normalized before words are counted; sentencepiece reads the model with its rules."""
-    corpus = [text.replace("\0", "") for text in texts(200, 1)]  # of which a .model has no pieces
+    corpus = [text.replace("\0", "") for text in texts(200, 1)]  # a .model has no pieces with NUL
     ours = UnigramTokenizer.train_from_texts(corpus, vocab_size=900, normalization="nmt_nfkc", character_coverage=0.98)
     other = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(ours))
     for text in texts(200, 2):

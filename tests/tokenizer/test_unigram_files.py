@@ -31,7 +31,7 @@ QUOTES = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[list[tuple[str, float]], bytes]:
-    """Pieces with scores, and the table of replacements, of a model that sentencepiece has trained."""
+    """A model that sentencepiece trained: its pieces with scores, and its table of replacements."""
     written = io.BytesIO()
     lines = ["".join(stories(seed=9, count=60)), *texts(100, seed=5)]
     sentencepiece.SentencePieceTrainer.train(
@@ -114,13 +114,13 @@ KINDS = {
     "never": lambda table: metaspace("never") | {"normalizer": normalizers.NFC(), "added": ["<tool>"]},
     "stripped": lambda table: metaspace() | normalized(normalizers.Strip(), normalizers.Lowercase(), SPACES),
 }
-ADDED = {"XLM-R", "mBART", "first, added", "never"}  # with added tokens that are found in every text, or take spaces
+ADDED = {"XLM-R", "mBART", "first, added", "never"}  # their added tokens are found in every text or include spaces
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
 def made(learned):
-    """made(kind) gives our tokenizer, theirs, and the values of the file; cached."""
+    """made(kind) returns our tokenizer, theirs, and the content of the file, cached."""
     pieces, table = learned
     done = {}
 
@@ -157,7 +157,7 @@ def test_ids_and_texts_are_those_of_tokenizers(made, kind):
             assert ids.tolist() == found
             assert ((offsets >= 0) & (offsets <= len(text))).all() and (offsets[:, 0] <= offsets[:, 1]).all()
         if kind in ("ALBERT", "stripped") and any(text.lower().count(name) > text.count(name) for name in names):
-            continue  # `tokenizers` finds the name of a special token that lower case makes
+            continue  # `tokenizers` finds names of special tokens that appear only in lower case
         assert found == expected, text
         if place % 4 == 0 and "ByteFallback" not in str(other.decoder):
             assert ours.decode(found) == other.decode(found, skip_special_tokens=False)
@@ -185,7 +185,7 @@ def test_files_and_streams_have_the_ids_of_the_text(made, kind, tmp_path, monkey
     assert ours.encode_file(tmp_path / "t.txt").tolist() == expected
     assert np.concatenate(list(ours.encode_stream([text[:3000], text[3000:]]))).tolist() == expected
     assert ours.safe_cut("And then the cat sat") > 0
-    for text in filter(ours.safe_cut, TEXTS[:60]):  # what stands behind the cut may be the end of the text
+    for text in filter(ours.safe_cut, TEXTS[:60]):  # the text may end right after the cut
         cut = ours.safe_cut(text)
         parts = [ours.encode_block(Block([text[:cut]])), ours.encode_block(Block([text[cut:]], start=cut))]
         assert np.concatenate(parts).tolist() == ours.encode(text)
@@ -272,7 +272,7 @@ def test_what_hugging_face_lacks_is_not_written():
 
 
 def test_the_text_of_the_name_of_a_byte(capfd):
-    """No text reaches a byte by its name; where that cannot be spelled, a notice says that `tokenizers` does."""
+    """No text gives a byte by its name. If pieces cannot spell the name, a notice says that `tokenizers` gives it."""
     spelled = [*dict.fromkeys("".join(BYTE_NAMES))]
     whole = UnigramTokenizer([*BYTE_NAMES, *spelled], [*[None] * 256, *[-3.0] * len(spelled)], byte_fallback=True)
     other = Tokenizer.from_str(json.dumps(to_tokenizer_json(whole)))
@@ -281,7 +281,7 @@ def test_the_text_of_the_name_of_a_byte(capfd):
     assert capfd.readouterr().err == ""
     part = UnigramTokenizer(whole.pieces[:-1], whole.scores[:-1], byte_fallback=True)
     values = to_tokenizer_json(part)
-    assert "is no piece" in capfd.readouterr().err
+    assert "is not a piece" in capfd.readouterr().err
     name = next(name for name in BYTE_NAMES if spelled[-1] in name)
     assert from_tokenizer_json(values, "x") == part
     assert part.decode(part.encode(name)) == name

@@ -34,7 +34,7 @@ def learner_of(counts: Mapping[str, int], seeds: int = 1000) -> UnigramLearner:
 
 
 def maximal(counts: Mapping[str, int]) -> dict[str, int]:
-    """The maximal substrings that occur at least twice, and all characters, with their counts: by their definition."""
+    """All characters, and the maximal substrings that occur at least twice, with counts, found by their definition."""
     found, before, after = Counter[str](), {}, {}
     for number, (word, count) in enumerate(counts.items()):
         for piece, begin, end in textbook.pieces_in(word):
@@ -155,7 +155,7 @@ def test_characters_beyond_the_coverage_get_no_piece_and_end_words():
 
 
 def test_segmentations_of_the_longest_words_neither_underflow_nor_overflow():
-    """Of 2^255 segmentations, and of one with a probability of exp(-256 x 25)."""
+    """A word with 2^255 segmentations, and one whose segmentation has a probability of exp(-256 x 25)."""
     rare = "".join(chr(0x4E00 + i) for i in range(LONGEST))
     corpus = Corpus(*arrays({"a" * LONGEST: 1, rare: 1, "e": 10**11}), coverage=1.0)
     learner = UnigramLearner(corpus)
@@ -169,7 +169,7 @@ def test_segmentations_of_the_longest_words_neither_underflow_nor_overflow():
 
 
 def test_the_loss_of_a_corpus_is_not_worse_than_with_sentencepiece(tmp_path: Path):
-    """Nats per byte, of the best segmentation and of all: at most 0.2% more. The textbook checks the routine."""
+    """At most 0.2% more nats per byte, by the best segmentation and by all. The textbook checks the computation."""
     text = tmp_path / "stories.txt"
     text.write_text("\n".join(stories(seed=0, count=400)))
     arguments = bench.count_words(text)

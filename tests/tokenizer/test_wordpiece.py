@@ -25,8 +25,10 @@ from tinylm.tokenizer import (
     write_vocab_txt,
 )
 from tinylm.tokenizer.base import Marks
+from tinylm.tokenizer.fast import spelling
 from tinylm.tokenizer.fast.blocks import Block, blocks
-from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.chunks import SpacedWords
+from tinylm.tokenizer.fast.scoring import PairTable, ScoreLearner
 from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
@@ -71,6 +73,26 @@ def test_the_fast_learner_learns_the_textbooks_pieces_of_a_text():
     assert len(expected) == 150 and learned(counts, 150, 1) == expected
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60), st.integers(0, 20))
+def test_pairs_are_numbered_in_their_order(pairs, known):
+    distinct = list(dict.fromkeys(left << 32 | right for left, right in pairs))
+    table = PairTable(np.array(distinct[:known], dtype=np.int64))
+    for _ in range(2):  # new pairs, then known ones
+        assert [table.find_or_add(key) for key in distinct] == [*range(len(distinct))] and table.size == len(distinct)
+    lefts, rights = table.parts(np.arange(len(distinct)))
+    assert (lefts << 32 | rights).tolist() == distinct
+
+
+def test_words_normalized_in_parts_are_counted_together(monkeypatch):
+    """Hand counts of `é`, `e` and `É`, which are one word in lower case without accents, in parts of one chunk each."""
+    monkeypatch.setattr(spelling, "TOGETHER", 1)
+    chunks = SpacedWords("bert", BertNormalizer())
+    points, sizes, counts = spelling.count_words([Block(["é e É be, e"])], chunks, 1, "##", 100, lambda done: None)
+    words = ["".join(map(chr, word)) for word in np.split(points, np.cumsum(sizes)[:-1])]
+    assert dict(zip(words, counts.tolist(), strict=True)) == {"e": 4, "be": 1, ",": 1}
+
+
 def test_a_falling_limit_merges_frequent_pairs_first():
     """By hand: ab 10 of a 10, ##b 10; xy 1 of x 1, ##y 1. The limit begins at 5, where only ab qualifies."""
     counts = {"ab": 10, "xy": 1}
@@ -96,7 +118,7 @@ def test_score_count_learns_the_pieces_of_tokenizers():
 
 def test_every_character_can_begin_a_word_and_continue_one():
     tokenizer = WordPieceTokenizer.train_from_texts(["ab#"], vocab_size=100)
-    assert tokenizer.pieces == ["#", "##a", "##b", "a", "b", "ab"]  # a # is always a word of its own
+    assert tokenizer.pieces == ["#", "##a", "##b", "a", "b", "ab"]  # a # is always a word by itself
     assert tokenizer.decode(tokenizer.encode("ba##ab#")) == "ba##ab#"
     assert tokenizer.encode("ba c") == [4, 1, tokenizer.unknown]
 
@@ -237,7 +259,7 @@ def test_ids_offsets_and_text_are_those_of_tokenizers(kind, corpus, sample, tmp_
             "cased",
             "raw",
             "decomposed",
-        ):  # elsewhere a word that begins with ## looks like a continuing piece
+        ):  # in other kinds a word that begins with ## looks like a continuing piece
             assert ours.decode(plain) == other.decode(plain, skip_special_tokens=False)
             assert ours.unknown in plain or ours.decode(plain) == ours.normalized(text)
             assert "".join(ours.decode_stream(plain)) == ours.decode(plain)
@@ -335,7 +357,7 @@ def test_added_tokens_with_flags_are_found_as_in_tokenizers(kind, corpus, sample
     assert to_tokenizer_json(ours) == values
     values["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "StripAccents"}, {"type": "NFD"}]}
     with pytest.raises(DataError, match="normalizer, with added tokens that are found in every text, is"):
-        from_tokenizer_json(values, "t.json")  # a text that is normalized twice would be another
+        from_tokenizer_json(values, "t.json")  # normalizing twice would give another text
 
 
 def test_special_tokens_and_marks(corpus):

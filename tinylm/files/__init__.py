@@ -14,6 +14,7 @@ from tinylm.files.cache import default_cache_dir
 from tinylm.files.checksums import check_seal, seal_zip, sha256_bytes, sha256_file, sha256_json
 from tinylm.files.in_place import append_text, locked, replace_end, sync_file
 from tinylm.files.reading import (
+    check_utf8,
     decode,
     decode_blocks,
     file_size,
@@ -31,6 +32,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "check_seal",
+    "check_utf8",
     "decode",
     "decode_blocks",
     "default_cache_dir",

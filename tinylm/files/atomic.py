@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +21,7 @@ TEMPORARY = ".tmp-"
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    return target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
 @contextlib.contextmanager

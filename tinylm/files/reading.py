@@ -14,6 +14,8 @@ from tinylm.recognize import refuse_records, text_begin, utf8_problem
 if TYPE_CHECKING:
     import hashlib
 
+CHECKED = 1 << 16  # bytes decoded at once, where only their validity matters
+
 
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
@@ -96,6 +98,20 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise utf8_problem(path, error, offset + error.start, "repair the file") from error
+
+
+def check_utf8(data: bytes, path: Path, offset: int = 0) -> None:
+    """Checks that bytes are UTF-8, part by part: their whole text could take six times their memory.
+
+    Arguments and errors as in `decode`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for begin in range(0, len(data), CHECKED):
+            decoder.decode(data[begin : begin + CHECKED])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        decode(data, path, offset)  # raises the error, with its offset
 
 
 def read_chunks(

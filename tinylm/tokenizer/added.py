@@ -1,4 +1,4 @@
-"""Added tokens: strings that are found in a text before anything else happens to it, each a token of its own."""
+"""Added tokens: strings with ids of their own, found in a text before it is normalized and split."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +17,11 @@ class AddedToken:
     Attributes:
         content: the string
         id: its id
-        special: whether it is a special token, which is plain text unless special tokens are allowed
-        normalized: whether it is found in the normalized text, and written normalized itself
-        lstrip: whether it takes the white space before it
-        rstrip: whether it takes the white space after it
-        single_word: whether it is not found next to letters, digits and underscores
+        special: whether it is a special token; its string is plain text unless special tokens are allowed
+        normalized: whether the string is normalized too, and found in the normalized text
+        lstrip: whether the token includes the white space before it
+        rstrip: whether the token includes the white space after it
+        single_word: whether matches next to a letter, digit or underscore are ignored
     """
 
     content: str
@@ -34,7 +34,7 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Finds added tokens in a text: the leftmost first, and of several at one place the longest.
+    """Finds added tokens in a text: the leftmost match first, and the longest at each position.
 
     Args:
         tokens: the tokens to find
@@ -44,14 +44,14 @@ class AddedTokens:
     def __init__(self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] = str) -> None:
         self.tokens = {normalize(token.content): token for token in tokens if normalize(token.content)}
         names = sorted(self.tokens, key=len, reverse=True)
-        first = "|".join(sorted({re.escape(name[:2]) for name in names}))  # a quick look, which most places fail
+        first = "|".join(sorted({re.escape(name[:2]) for name in names}))  # a quick test that fails at most positions
         self._expression = re.compile(f"(?={first})(?:{'|'.join(map(re.escape, names))})") if names else None
         self._strips = any(token.lstrip or token.rstrip for token in self.tokens.values())
 
     def split(self, text: str, special: bool) -> Iterator[tuple[int, int, AddedToken | None]]:
-        """The parts of a text in order: where each begins and ends, and its token if it is one.
+        """The parts of a text in order: (begin, end, added token or None).
 
-        Names of special tokens are passed over unless `special`, with what is inside them.
+        Unless `special`, names of special tokens are plain text, and no token is found inside them.
         """
         done = 0
         for match in self._expression.finditer(text) if self._expression else ():
@@ -70,9 +70,9 @@ class AddedTokens:
             yield done, len(text), None
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Whether a text can be cut here, whatever token is found: none of their strings contains or touches the cut.
+        """Whether a text can be cut here without changing the tokens found: no string contains the cut or ends at it.
 
-        A string that begins at the cut is found in the second part as well, unless it must stand alone.
+        A string that begins at the cut is also found in the second part, unless it must be a single word.
         """
         if self._strips and text[cut - 1].isspace():
             return False
@@ -86,5 +86,5 @@ class AddedTokens:
 
 
 def _touches_word(text: str, begin: int, end: int) -> bool:
-    """Whether a letter, digit or underscore stands directly before or after a part of a text."""
+    """Whether a letter, digit or underscore is directly before or after a range of a text."""
     return bool((begin and _WORD.match(text, begin - 1)) or _WORD.match(text, end))

@@ -47,7 +47,7 @@ class Tokenizer(Marked):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     has_size: ClassVar[bool] = False
-    most_per_byte = 1  # ids for each byte of a text
+    most_per_byte = 1  # upper bound of ids per byte of a text
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -68,7 +68,7 @@ class Tokenizer(Marked):
         if type(self) in self.kinds.values():
             return None
         with contextlib.suppress(ConfigError):  # a class within a function has no import path
-            Part.of(type(self))  # lets this process load what it saves
+            Part.of(type(self))  # trusts the class, so that this process can load the files that it saves
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def __repr__(self) -> str:
@@ -158,17 +158,14 @@ class Tokenizer(Marked):
         return np.concatenate(parts)
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text and the characters each covers. Arguments and errors as in `encode_array`.
+        """The ids of a text and the characters that each id covers. Arguments and errors as in `encode_array`.
 
         Returns:
             ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` is the text of a token. A token with only some
             of a character's bytes covers the whole character.
         """
-        ids, spans, done = (
-            [np.empty(0, dtype=np.int64)],
-            [np.empty((0, 2), dtype=np.int64)],
-            0,
-        )  # spans and done in bytes
+        ids, spans = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
+        done = 0  # in bytes, as the spans are
         for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
             size = len(utf8(piece))
             ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
@@ -187,17 +184,17 @@ class Tokenizer(Marked):
             start += len(piece)
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
+        """The byte range (begin, end) that each id covers in a text without special tokens, int64 (n, 2)."""
         sizes = self._sizes(text, ids)
         ends = np.cumsum(sizes)
         return np.stack([ends - sizes, ends], axis=1)
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """Bytes of the text that each of its ids covers, int64 (n,)."""
+        """The number of bytes that each id covers in the text, int64 (n,)."""
         return self.byte_lengths[ids]
 
     def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        """The number of bytes that the ids from index `first` on cover in a text without special tokens."""
         return int(self.byte_lengths[ids[first:]].sum())
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -233,7 +230,7 @@ class Tokenizer(Marked):
         return blocks([read_chunks(path)], self.safe_cut)
 
     def encode_packed(self, block: Block) -> np.ndarray:
-        """The ids of a block in `dtype` (n,). Otherwise equal to `encode_block`."""
+        """The ids of a block as in `encode_block`, but in `dtype` (n,)."""
         return self.encode_block(block).astype(self.dtype, copy=False)
 
     def encode_block(self, block: Block) -> np.ndarray:
@@ -266,15 +263,15 @@ class Tokenizer(Marked):
             random: source of random numbers
 
         Raises:
-            ConfigError: for a kind of tokenizer with one segmentation only, or an alpha out of range.
+            ConfigError: if the tokenizer segments each text in one way only, or alpha is out of range.
         """
         raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
 
     def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """Other ids of the text that these ids stand for, drawn as by `sample`, int64 (n,) -> (m,).
+        """Segments the text of ids anew, at random as in `sample`, int64 (n,) -> (m,).
 
-        Special and other added tokens stay, and so do up to three ids at each end of the text between them that hold
-        only some bytes of a character.
+        Special and other added tokens stay unchanged. Ids with only some bytes of a character, up to three at each end
+        of the text between such tokens, stay as well.
 
         Raises:
             ConfigError: as in `sample`.
@@ -289,11 +286,11 @@ class Tokenizer(Marked):
 
     @cached_property
     def _atomic(self) -> np.ndarray:
-        """Whether each id is never a part of the text around it, bool (V,): those without text."""
+        """Whether each id stays unchanged in `resample`, bool (V,): special tokens and ids without bytes."""
         return self.byte_lengths == 0
 
     def _whole_characters(self, ids: np.ndarray) -> tuple[int, int]:
-        """Where the ids begin and end that stand for whole characters."""
+        """The longest range of ids that covers only whole characters: (begin, end)."""
         pieces = [self.token_bytes[token] for token in ids]
         for begin in range(min(len(ids), 3) + 1):
             for end in range(len(ids), max(begin, len(ids) - 3) - 1, -1):
@@ -303,13 +300,13 @@ class Tokenizer(Marked):
         return 0, 0
 
     def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """Other ids of the text of ids without special tokens."""
+        """Segments the text of ids without special tokens anew, at random."""
         return self.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 
     # --- ids -> text
 
     def normalized(self, text: str) -> str:
-        """The text that decoding its ids gives if every character is known: the text itself, unless changed before."""
+        """The text that decoding returns if every character is known: the text itself, unless a subclass normalizes."""
         return text
 
     def until_stop(self, ids: list[int]) -> list[int]:
@@ -322,7 +319,7 @@ class Tokenizer(Marked):
         Args:
             ids: token ids; may be an array or a tensor
             errors: treatment of invalid UTF-8, as in `bytes.decode`
-            continues: whether they continue a text, so that nothing is dropped at their beginning
+            continues: whether the ids continue a text; if so, no space is dropped at the beginning
 
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
@@ -335,7 +332,7 @@ class Tokenizer(Marked):
         return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
 
     def _strips(self, first: list[int]) -> bool:
-        """Whether decoding drops a space before these first ids, which encoding has put there."""
+        """Whether decoding drops the space that encoding put before these first ids."""
         return False
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
@@ -419,17 +416,17 @@ class Tokenizer(Marked):
             overwrite: replace an earlier tokenizer
 
         Raises:
-            CannotCreateError: if the file exists and is not to be replaced, or is something else.
+            CannotCreateError: if the file exists and `overwrite` is false, or it is not a tokenizer.
         """
         check_target(path, TOKENIZER_FILE, overwrite)
         write_json(path, self.to_dict())
 
 
 def _own_class(class_path: str, source: str) -> type[Tokenizer]:
-    """The class of a tokenizer's file that is not tinylm's; it must be trusted.
+    """Loads the class of a tokenizer file, defined outside tinylm. The class must be trusted.
 
     Raises:
-        ConfigError: if it is not trusted.
+        ConfigError: if the class is not trusted.
         DataError: if it is not a subclass of Tokenizer.
     """
     part = Part(class_path)
@@ -441,7 +438,7 @@ def _own_class(class_path: str, source: str) -> type[Tokenizer]:
 
 
 def refuse_own_class(tokenizer: Tokenizer, target: str) -> None:
-    """Refuses to write a tokenizer of the user's own class for another program, which could not encode as it does.
+    """Refuses to export a tokenizer of the user's own class: another program could not encode as it does.
 
     Raises:
         ConfigError: naming the class.

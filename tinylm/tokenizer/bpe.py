@@ -40,9 +40,9 @@ _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 VOCAB_SIZE = 4096  # by default
 MAX_REMEMBERED = 1 << 18  # cached words of short texts
 MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
-MAX_BYTES = 1 << 26  # of all tokens, which thirty merges of a stranger's file could double to gigabytes
+MAX_BYTES = 1 << 26  # of all tokens together; thirty merges of a hostile file could reach gigabytes by doubling
 SHORT = 1500  # characters; longer texts are encoded faster with NumPy
-LONG = 1000  # bytes; a longer word is cut before merges are left out
+LONG = 1000  # bytes; with BPE dropout, longer words are cut first
 
 
 class BPETokenizer(LearnedTokenizer):
@@ -54,8 +54,8 @@ class BPETokenizer(LearnedTokenizer):
         pattern: the pre-tokenizer's pattern, as in `WordSplitter`
         special_tokens: names; their ids follow the merged tokens'
         ids: the id of each token, as in other tools' files: `ids[i]` instead of i. Skipped ids become tokens without
-            bytes, which no text contains. -1: a byte without a token, which is left out of any text. `merges` keeps the
-            default numbering.
+            bytes, which no text contains. -1 marks a byte without a token, which encoding leaves out. `merges` always
+            uses the default numbering.
 
     Attributes:
         missing: the bytes without a token
@@ -121,9 +121,9 @@ class BPETokenizer(LearnedTokenizer):
             return cls(**table.arguments(ids, special))
 
     def names_and_ids(self) -> tuple[list[str], Sequence[int]]:
-        """The printable names of bytes and merged tokens, and the ids of these and of the special tokens.
+        """The printable names of bytes and merged tokens, and the ids of all tokens, special tokens last.
 
-        A missing byte has the id -1.
+        The id of a missing byte is -1.
         """
         ids = self.ids or range(self.vocab_size)
         ordinary = ids[: len(ids) - len(self.special_tokens)]
@@ -147,7 +147,7 @@ class BPETokenizer(LearnedTokenizer):
 
     @classmethod
     def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """That of `WordSplitter`."""
+        """`WordSplitter.safe_cut` for the pattern."""
         return WordSplitter(pattern).safe_cut
 
     @classmethod
@@ -183,7 +183,7 @@ class BPETokenizer(LearnedTokenizer):
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
         words, sizes, counts = count_words(found, pattern, processes, memory_limit, progress)
         learner = MergeLearner(_BYTE_IDS[words], sizes, counts, [bytes([byte]) for byte in BYTES])
-        del words, sizes, counts  # frees much memory
+        del words, sizes, counts  # frees memory: the learner has copies
         merges: list[Pair] = []
         for pair in learner.learn(vocab_size - len(special_tokens)):
             merges.append(pair)
@@ -197,7 +197,7 @@ class BPETokenizer(LearnedTokenizer):
         return MergeTable(self._merged)
 
     def _outer(self, tokens: np.ndarray) -> np.ndarray:
-        """Token numbers as ids."""
+        """The ids of tokens in the default numbering."""
         return tokens if self._ids is None else self._ids[tokens]
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
@@ -245,7 +245,7 @@ class BPETokenizer(LearnedTokenizer):
         return self._outer(np.array(tokens, dtype=np.int64))
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; missing bytes lie in between."""
+        """The byte range of each id, as in `Tokenizer.spans`. Missing bytes lie between the ranges."""
         spans = super().spans(text, ids)
         if not self.missing:
             return spans
@@ -284,14 +284,14 @@ class BPETokenizer(LearnedTokenizer):
             lists.put(numbers[[place]], self._outer(tokens), np.array([len(tokens)]))
 
     def _without_missing(self, words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The bytes of words, uint8 (bytes,), and their sizes, (words,), without the missing bytes."""
+        """Words without the missing bytes: their bytes, uint8 (bytes,), and sizes, (words,)."""
         if not self.missing:
             return words, sizes
         kept = ~np.isin(words, self.missing)
         return words[kept], np.diff(np.append(0, np.cumsum(kept)[np.cumsum(sizes) - 1]))
 
     def options(self) -> dict[str, Any]:
-        """Merges, pattern and special tokens; ids unless numbered in order."""
+        """Merges, pattern and special tokens, and ids unless they are 0, 1, 2, ..."""
         options = {
             "merges": [list(pair) for pair in self.merges],
             "pattern": self.pattern,
@@ -310,7 +310,7 @@ def check_ids(ids: Sequence[int], count: int, may_miss: int = 0) -> np.ndarray |
     """The ids of `count` tokens as int64 (count,), or None if they are 0, 1, 2, ...
 
     Raises:
-        ConfigError: unless there are `count` distinct ids in range; of the first `may_miss`, some may be -1.
+        ConfigError: unless there are `count` distinct ids in range. The first `may_miss` may be -1 instead.
     """
     array = np.asarray(ids)
     if array.dtype.kind != "i" or array.ndim != 1:

@@ -21,7 +21,7 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]] = (), *, special_tokens: Sequence[str] = ()) -> Self:
-        """Makes the tokenizer without reading the texts."""
+        """Returns the tokenizer; the texts are not read."""
         return cls(special_tokens)
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
@@ -33,7 +33,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
 
     def _encode_part(self, text: str, start: int = 0) -> np.ndarray:
-        """Restores bytes that are not UTF-8, which Python's `surrogateescape` kept in the text."""
+        """The bytes of a text; invalid UTF-8 that `surrogateescape` kept as surrogates becomes its bytes again."""
         return np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8).astype(np.int64)
 
     def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:

@@ -1,13 +1,13 @@
 """BPE on characters, as SentencePiece writes it (Llama 2, Mistral).
 
-    "▁Once▁upon"        a space is written ▁; there are no words: a merge may use any two neighbours
+    "▁Once▁upon"        a space is written ▁; text is not split into words, so any two neighbours may merge
 
-Hugging Face's files list merges in the order in which they apply. SentencePiece's have a score for each token instead:
-of all neighbours that join to a token, those with the highest score are joined first, and the leftmost of equals.
+Hugging Face's files list merges in the order in which they apply. SentencePiece's files have a score for each token
+instead: the neighbours whose token has the highest score are joined first, and the leftmost ones if scores are equal.
 
-A character without a token becomes the tokens of its bytes, which never merge, or `<unk>`. Most texts can be cut before
-a space, since no token continues after a character with a space: the parts are merged independently, and each distinct
-part only once.
+A character without a token becomes the tokens of its bytes, which never merge, or `<unk>`. Usually no token has a space
+after another character, so text can be cut before spaces: the parts are merged independently, and each distinct part
+only once.
 """
 
 import re
@@ -26,28 +26,28 @@ from tinylm.tokenizer.fast.merging import Pair, merge_some, merge_word
 SPACE = "▁"
 MAX_REMEMBERED = 1 << 18  # parts
 BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
-UNKNOWN = " \u2047 "  # what SentencePiece decodes <unk> to
+UNKNOWN = " \u2047 "  # SentencePiece's text for <unk>
 
 
 class CharacterBPE:
     """BPE on the characters of a text in which spaces are written ▁.
 
     Args:
-        vocab: name -> id; without `unknown`, needs the names of all bytes, from `<0x00>` to `<0xFF>`
+        vocab: name -> id. Without `unknown` it must have the names of all bytes, from `<0x00>` to `<0xFF>`.
         merges: pairs of ids, in the order in which they were learned
-        words: whether no merge crosses the beginning of a ▁
-        scores: the score of each token, in the order of `vocab`, instead of merges: all pairs that join to a token are
-            merged
-        unknown: the id of each run of characters without a token. Default: their bytes
-        surface: what it is decoded to
-        unused: ids of tokens that are split again into what they were joined from
+        words: whether text is split before each ▁, so that no merge crosses it
+        scores: the score of each token, in the order of `vocab`, instead of `merges`. Every pair that joins to a token
+            is then a merge.
+        unknown: the id for each run of characters without a token. Default: such characters become their bytes
+        surface: the text that `unknown` decodes to
+        unused: ids of tokens that encoding splits into their parts again
 
     Attributes:
         token_bytes: the bytes of each id
-        merges: all merges, whether given or found by the scores
+        merges: all merges, given or derived from the scores
 
     Raises:
-        ConfigError: if a byte is missing, an id repeats or is out of range, or a merge has no result in the vocabulary.
+        ConfigError: if a byte is missing, an id repeats or is out of range, or a merge makes no token.
     """
 
     kind = "characters"
@@ -100,7 +100,7 @@ class CharacterBPE:
                 raise ConfigError(f"merges: merge {rank} repeats an earlier one, or uses an id without a token")
             name = self._names[left] + self._names[right]
             if name not in self.vocab or {left, right, self.vocab[name]} & fallback:
-                raise ConfigError(f"merges: merge {rank} makes {name[:40]!r}, which is no token, or is one of a byte")
+                raise ConfigError(f"merges: merge {rank} makes {name[:40]!r}, which is not a token, or is a byte")
             self._merged[left, right] = rank, self.vocab[name]
             whole.append(name)
         if self.scores is not None:
@@ -152,7 +152,7 @@ class CharacterBPE:
         return merge_word(self._unmerged(part), self._merged, joined)
 
     def _unmerged(self, part: str) -> list[int]:
-        """The ids of characters; of those without a token, those of their bytes, or `unknown`."""
+        """The ids of the characters. A character without a token becomes its bytes or `unknown`."""
         ids: list[int] = []
         for character in part:
             token = self.vocab.get(character)
@@ -166,15 +166,15 @@ class CharacterBPE:
         return ids
 
     def _without_unused(self, text: str) -> list[int]:
-        """The ids of a text, in which unused tokens are split again.
+        """The ids of a text, with unused tokens split again.
 
-        One pair stands for all occurrences of a token in a text, as in SentencePiece: the last that was found.
+        As in SentencePiece, all occurrences of a token in a text are split into one pair: the last one found.
         """
         joined: dict[int, Pair] = {}
         return self._split_unused(self._merge(text, joined), joined)
 
     def _split_unused(self, ids: list[int], joined: Mapping[int, Pair]) -> list[int]:
-        """The ids with unused tokens split into the pairs that they were joined from; equal unknowns become one."""
+        """The ids with unused tokens split into their pairs. Each run of unknown ids becomes one."""
         stack, found = ids[::-1], []
         while stack:
             token = stack.pop()
@@ -196,11 +196,11 @@ class CharacterBPE:
 
     @cached_property
     def _pairs(self) -> dict[int, Pair]:
-        """A pair that makes each merged token."""
+        """Merged token -> a pair that makes it."""
         return {token: pair for pair, (_, token) in self._merged.items()}
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The bytes of a text, with its ▁, that each of its ids covers, as in `Tokenizer.spans`."""
+        """The byte range of each id in a text that has ▁ for spaces, as in `Tokenizer.spans`."""
         sizes = self._sizes[ids]
         if self.unknown is not None and (unknown := np.flatnonzero(ids == self.unknown)).size:
             sizes[unknown] = [len(utf8(run[0])) for run in self._unknown_runs.finditer(text)]
@@ -214,7 +214,7 @@ class CharacterBPE:
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        """Bytes of a name, 1 for the name of a byte, int64 (V,)."""
+        """The UTF-8 length of each name, and 1 for a byte, int64 (V,)."""
         sizes = np.ones(len(self.token_bytes), dtype=np.int64)
         for token, name in self._names.items():
             sizes[token] = len(utf8(name))
@@ -222,11 +222,11 @@ class CharacterBPE:
         return sizes
 
     def _knows(self, character: str) -> bool:
-        """Whether no run of unknown characters, which is one token, goes across a character."""
+        """Whether a character is never part of a run of unknown characters, which is one token."""
         return self.unknown is None or character in self.vocab
 
     def safe_cut(self, text: str) -> int:
-        """A late position where a cut changes no token, whatever text follows; 0 if there is none."""
+        """A late position where a cut changes no token, for any text that follows; 0 if there is none."""
         if self.unused or not self._knows(SPACE):
             return 0
         cut = text.rfind(" ")
@@ -238,9 +238,10 @@ class CharacterBPE:
 
 
 def all_merges(vocab: Mapping[str, int], byte_names: Sequence[str] = BYTE_NAMES) -> list[Pair]:
-    """The pairs of ids whose names join to a name, grouped by what they make in the order of `vocab`.
+    """All pairs of ids whose names join to the name of a token.
 
-    Within a group the longest left part comes first, as transformers orders them.
+    The tokens are in the order of `vocab`. Among the pairs of one token the longest left part comes first, as in
+    transformers.
 
     Args:
         vocab: name -> id
@@ -259,6 +260,6 @@ def all_merges(vocab: Mapping[str, int], byte_names: Sequence[str] = BYTE_NAMES)
 def merges_by(
     scores: Mapping[str, float], vocab: Mapping[str, int], byte_names: Sequence[str] = BYTE_NAMES
 ) -> list[Pair]:
-    """The pairs of `all_merges`, those that make a token of a higher score first."""
+    """The pairs of `all_merges`, ordered by the score of the token that they make, the highest first."""
     order = sorted(vocab, key=lambda name: -scores[name])
     return all_merges({name: vocab[name] for name in order}, byte_names)

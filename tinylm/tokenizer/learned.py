@@ -11,19 +11,19 @@ from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks
 
 
 class LearnedTokenizer(Tokenizer):
-    """A tokenizer whose training splits a text into words, in blocks that any process can count."""
+    """A tokenizer whose training counts the words of a text, block by block, in any number of processes."""
 
     has_size = True
 
     @classmethod
     @abstractmethod
     def train_from_blocks(cls, found: Iterable[Block], **options: Any) -> Self:
-        """Learns pieces from blocks of a text; a subclass documents its options."""
+        """Learns pieces from blocks of a text. Each subclass documents its own options."""
 
     @classmethod
     @abstractmethod
     def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """The `safe_cut` of a pattern that splits a text into words."""
+        """The function `safe_cut` for a pattern that splits text into words."""
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:

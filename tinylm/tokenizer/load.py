@@ -20,8 +20,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     or tiktoken's ranks if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else
     vocab.json and merges.txt, else tokenizer.model, else vocab.txt.
 
-    Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
-    it the marks of its own model instead.
+    A tokenizer of another program gets its end-of-text token as its only mark, as tinylm's training needs it.
+    `read_folder` keeps the marks of the model instead.
 
     Raises:
         MissingInputError: if there is no tokenizer.
@@ -72,7 +72,7 @@ def _is_sentencepiece(path: Path) -> bool:
 
 
 def _foreign(path: Path) -> str | None:
-    """Says what a file of another program is and what to do instead; None for what may be readable."""
+    """Describes an unreadable file of another program and the remedy; None if the file may be readable."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if head.startswith(b"minbpe v"):

@@ -1,8 +1,8 @@
-"""Marks around the text of a tokenizer, and what came with it from the folder of a model.
+"""Begin and end marks of texts, and the settings and chat template of an imported tokenizer.
 
-A tokenizer that tinylm trains ends a text by `<|endoftext|>`. One of another program brings its own marks, the settings
-of its folder, which an export writes again, and perhaps a chat template. A tokenizer never changes: `with_marks` and
-the like return copies.
+A tokenizer trained by tinylm ends each text with `<|endoftext|>`. An imported tokenizer has its own marks, the settings
+of its model folder, which exports write again, and perhaps a chat template. Tokenizers are immutable: `with_marks` and
+similar methods return copies.
 """
 
 from abc import ABC, abstractmethod
@@ -18,9 +18,9 @@ class Marks(NamedTuple):
     """The ids that mark the beginning and the end of a text.
 
     Attributes:
-        begin: precedes every text that the model reads; None for nothing
-        end: separates documents and ends an answer; None for nothing
-        stops: ids at which generation ends
+        begin: the id before every text that the model reads, or None
+        end: the id that separates documents and ends an answer, or None
+        stops: the ids that end generation
     """
 
     begin: int | None
@@ -33,8 +33,8 @@ class Chat(NamedTuple):
 
     Attributes:
         template: the template, in Jinja
-        names: `bos_token`, `eos_token`, ... -> the special token that the template means by it
-        others: name -> template for another purpose, such as tool use, which is kept for exports
+        names: variable of the template, such as `bos_token` or `eos_token` -> its special token
+        others: name -> template for another purpose, such as tool use, kept for exports only
     """
 
     template: str
@@ -43,7 +43,7 @@ class Chat(NamedTuple):
 
 
 class Marked(ABC):
-    """A vocabulary with marks, settings of another program and a chat template.
+    """A vocabulary with marks, the settings of another program and a chat template.
 
     Attributes:
         ends: names of special tokens that end a text
@@ -67,23 +67,23 @@ class Marked(ABC):
 
     @property
     def marks(self) -> Marks:
-        """The ids around a text: those set by `with_marks`, or the first of `ends` that there is, for all three."""
+        """The marks set by `with_marks`. By default the first special token of `ends` is begin, end and stop."""
         end = next((self.special_tokens[name] for name in self.ends if name in self.special_tokens), None)
         return self._marks or Marks(end, end, () if end is None else (end,))
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that separates documents, or None if there is none."""
+        """The id that separates documents, or None."""
         return self.marks.end
 
     @property
     def opening(self) -> list[int]:
-        """The ids before every text that the model reads: `marks.begin`, if there is one."""
+        """The ids before every text that the model reads: `marks.begin`, or none."""
         return [] if self.marks.begin is None else [self.marks.begin]
 
     @property
     def adds_begin(self) -> bool:
-        """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
+        """Whether the tokenizer's original files, of another program, put `marks.begin` before a text."""
         return self.marks.begin is not None and (self._marks is not None or "template" in self.origin)
 
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> Self:
@@ -100,16 +100,16 @@ class Marked(ABC):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Settings of the folder of another program that it was read from, which an export writes again; often empty.
+        """Settings of the model folder that the tokenizer was read from. Exports write them again. Often empty.
 
-        Its keys are names of files (`config.json`), and `template`: the post_processor of tokenizer.json if it puts a
-        token behind a text, or true if it only puts one before it. `with_marks` forgets it.
+        The keys are file names (`config.json`) and `template`: the post_processor of tokenizer.json if it appends a
+        token to a text, or true if it only prepends one. `with_marks` clears the settings.
         """
         return self._origin or {}
 
     @property
     def imported(self) -> bool:
-        """Whether `origin` has settings of a model's folder, not only what SentencePiece's file says about training."""
+        """Whether `origin` has settings of a model folder, beside the training settings in SentencePiece's file."""
         return bool(self.origin.keys() - {"tokenizer.model"})
 
     def with_origin(self, origin: dict[str, Any]) -> Self:
@@ -117,7 +117,7 @@ class Marked(ABC):
         return self._with(self.options(), self._marks, origin)
 
     def _with(self, options: dict[str, Any], marks: Marks | None, origin: dict[str, Any] | None) -> Self:
-        """A tokenizer of this class."""
+        """A copy with other options, marks and origin."""
         tokenizer = type(self)(**options)
         tokenizer._marks, tokenizer._origin = None if marks == tokenizer.marks else marks, origin or None
         tokenizer._chat = self._chat
@@ -138,15 +138,15 @@ class Marked(ABC):
         return tokenizer
 
     def lacking(self, names: Iterable[str]) -> list[str]:
-        """Those of these special tokens that the tokenizer lacks.
+        """The names among these that are not special tokens.
 
-        An end of text under another name, set by `with_marks`, counts as `<|endoftext|>`.
+        If `with_marks` has set an end of text under another name, `<|endoftext|>` is not missing.
         """
         ends = self.ends if self._marks is not None and self._marks.end is not None else ()
         return [name for name in names if name not in self.special_tokens and name not in ends]
 
     def _marks_with(self, new: Sequence[str]) -> Marks | None:
-        """The marks set by `with_marks`, after special tokens are added: the first of `ends` becomes a missing end."""
+        """The marks after new special tokens are added. If the end is None, a new token of `ends` becomes the end."""
         if self._marks is None or self._marks.end is not None:
             return self._marks
         end = next((self.vocab_size + new.index(name) for name in self.ends if name in new), None)

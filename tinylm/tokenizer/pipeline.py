@@ -1,11 +1,11 @@
-"""Tokenizers of other programs that do more than BPETokenizer: text is changed, or cut by added tokens, before BPE.
+"""Tokenizers of other programs that normalize text, or cut it at added tokens, before they encode it.
 
     text > added tokens > normalization > normalized added tokens > prefix > BPE on bytes or characters > ids
 
     "Hello <sep>you"   >   "Hello ", 32000, "you"   >   "▁Hello▁", 32000, "▁you"   >   [15043, 29871, 32000, 366]
 
-The order of the steps, and what each does to the parts between added tokens, are those of Hugging Face's `tokenizers`.
-A text can be cut for bulk encoding only where no step looks across the cut (`safe_cut`).
+The steps, their order and their effect on the parts between added tokens are those of Hugging Face's `tokenizers`. For
+bulk encoding a text is cut only where no step looks across the cut (`safe_cut`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 Prefix = Literal["none", "always", "each", "first"]
 CORES = {each.kind: each for each in (CharacterBPE, BPETokenizer, UnigramTokenizer, WordPieceTokenizer)}
-MOST_CUTS = 100  # places tried for a cut
+MOST_CUTS = 100  # positions tried for a cut
 
 
 class Part(NamedTuple):
@@ -36,9 +36,9 @@ class Part(NamedTuple):
     Attributes:
         token: the added token's id, or None
         text: as the core reads it
-        begins: offset in the original text where each of its characters begins, int64 (n,)
-        ends: offset where it ends, int64 (n,)
-        opens: whether it stands at the beginning of the text
+        begins: the offset in the original text where each of its characters begins, int64 (n,)
+        ends: the offset where it ends, int64 (n,), int64 (n,)
+        opens: whether it is at the beginning of the text
     """
 
     token: int | None
@@ -49,19 +49,21 @@ class Part(NamedTuple):
 
 
 class PipelineTokenizer(Tokenizer):
-    """BPE with added tokens, normalization and a space before the text.
+    """A core tokenizer with added tokens, normalization and a space before the text.
 
     Args:
-        core: the options of `BPETokenizer`, `CharacterBPE` or `UnigramTokenizer`, and its `kind`; `ids` are final
+        core: `kind` and options of a `BPETokenizer`, `CharacterBPE`, `UnigramTokenizer` or `WordPieceTokenizer`
         added: the options of each `AddedToken`
-        normalization: "nfc", or `Normalizer.to_dict` of another normalizer, or nothing
-        spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
-        prefix: a space is put before every part between added tokens: "always"; "each", unless the part begins with
-            one; "first", likewise, but only at the beginning of the text. "none": nowhere
+        normalization: "nfc", `Normalizer.to_dict` of another normalizer, or "" for none
+        spaces: the step that writes spaces as ▁ for `CharacterBPE`: "normalizer", or "words", after added tokens are
+            found
+        prefix: where a space is put before a part between added tokens. "always": before every part. "each": before
+            every part that does not begin with one. "first": as "each", at the beginning of the text only. "none":
+            nowhere.
         strip: whether decoding drops the first space of a text
 
     Raises:
-        ConfigError: for options that do not fit together, or ids that repeat.
+        ConfigError: if options contradict each other, or ids repeat.
     """
 
     kind = "pipeline"
@@ -110,7 +112,7 @@ class PipelineTokenizer(Tokenizer):
             check_ids(ids, len(ids))
 
     def _all_bytes(self) -> list[bytes]:
-        """The bytes of all ids; of a normalized token those that it stands for in the original text."""
+        """The bytes of all ids. Those of a normalized token are its normalized string, with spaces for ▁."""
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         before = getattr(self.core, "separator", "")  # of WordPiece: stands between words
@@ -147,18 +149,18 @@ class PipelineTokenizer(Tokenizer):
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]], **options: Any) -> Self:
-        """Raises ConfigError: only read from other programs' files."""
+        """Raises ConfigError: a pipeline is only read from other programs' files."""
         raise ConfigError(f"tokenizer: kind {cls.kind} is not trained, but read from other programs' files; use bpe")
 
     # --- text -> ids
 
     def _name(self, content: str) -> str:
-        """An added token as it stands in normalized text."""
+        """The string of an added token in normalized text."""
         other = isinstance(self.normalization, dict) and self._normalizer
         return other.name_of(content) if other else self._normal(content)
 
     def normalized(self, text: str) -> str:
-        """The text that decoding its ids gives if every character is known."""
+        """The text that decoding returns if every character is known."""
         found = []
         for part in self._parts(text, special=False):
             piece = part.text if part.token is None else self.token_bytes[part.token].decode()
@@ -169,7 +171,7 @@ class PipelineTokenizer(Tokenizer):
         return whole.removeprefix(" ") if self.strip else whole
 
     def _normal(self, text: str, continues: bool = False) -> str:
-        """A part between added tokens, normalized. `continues`: more of it stands before it."""
+        """A part between added tokens, normalized. `continues`: whether it continues an earlier part."""
         text = self._normalizer.normalize(text, continues=continues) if self._normalizer else text
         if self.spaces == "normalizer":
             text = text.replace(" ", SPACE)
@@ -183,8 +185,8 @@ class PipelineTokenizer(Tokenizer):
         Args:
             text: any text
             special: whether special tokens are found
-            continues: whether more text stands before it, so that nothing is put before it
-            ids_of: as `_core_ids`, which is the default
+            continues: whether the text continues an earlier part, so that no space is put before it
+            ids_of: encodes a part. Default: `_core_ids`
         """
         ids_of = ids_of or self._core_ids
         found = [np.empty(0, dtype=np.int64)]
@@ -228,7 +230,7 @@ class PipelineTokenizer(Tokenizer):
         return atomic
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
-        """A part as the core reads it; `opens`: at the beginning of the text."""
+        """A part as the core reads it. `opens`: whether it is at the beginning of the text."""
         piece = piece.replace(" ", SPACE) if self.spaces == "words" else piece
         wanted = self.prefix == "each" or (self.prefix == "first" and opens)
         if wanted and not (opens and continues) and not piece.startswith(self._space):
@@ -236,7 +238,7 @@ class PipelineTokenizer(Tokenizer):
         return piece
 
     def _goes_on(self, opens: bool, continues: bool) -> bool:
-        """Whether a core that puts a space before a text puts none before this part of it."""
+        """Whether the core puts no space of its own before this part of a text."""
         return (opens and continues) or (not opens and isinstance(self.core, UnigramTokenizer) and self.core.opens_once)
 
     def _core_ids(self, piece: str, goes_on: bool) -> np.ndarray:
@@ -259,9 +261,9 @@ class PipelineTokenizer(Tokenizer):
         return np.concatenate(self._encode(text, special=allow_special))
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text and the characters each covers, as in `Tokenizer.encode_with_offsets`.
+        """The ids of a text and the characters that each id covers, as in `Tokenizer.encode_with_offsets`.
 
-        A space that was put before a part covers no character; a composed letter covers all of its parts.
+        A space that was put before a part covers no character. A composed letter covers all of its parts.
         """
         ids, offsets = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
         for part in self._parts(text, allow_special):
@@ -279,7 +281,7 @@ class PipelineTokenizer(Tokenizer):
         return np.concatenate(ids), np.concatenate(offsets)
 
     def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """Bytes of a text that its ids from index `first` on stand for, without the spaces that are put before it."""
+        """The number of bytes that the ids from index `first` on cover; spaces that encoding adds do not count."""
         begin = self.encode_with_offsets(text)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0
 
@@ -342,13 +344,13 @@ class PipelineTokenizer(Tokenizer):
     # --- ids -> text
 
     def _strips(self, first: list[int]) -> bool:
-        """Whether decoding drops a space before these first ids: not that of an unknown character."""
+        """Whether decoding drops a space before these first ids; an unknown character keeps its space."""
         unknown = None if isinstance(self.core, WordPieceTokenizer) else getattr(self.core, "unknown", None)
         return self.strip and first != [unknown]
 
 
 def _with_prefix(begins: np.ndarray, ends: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The offsets of a part of `count` characters, whose first one was put there if there is one more."""
+    """The offsets of a part of `count` characters. If it has one character more than offsets, a space was put first."""
     if count == len(begins):
         return begins, ends
     first = begins[:1]

@@ -1,23 +1,23 @@
 """Segmentations of one word by the unigram model: the most likely one, the n most likely, and their probabilities.
 
-textbook_unigram.py explains the algorithm. Here characters that are no piece have a score too, so that any word has a
-segmentation, and among equally likely ones the choice is that of sentencepiece and `tokenizers`: a later piece replaces
-an earlier one only if it is better.
+textbook_unigram.py explains the algorithm. Here a character that is not a piece has a score too, so that every word has
+a segmentation. Ties are resolved as in sentencepiece and `tokenizers`: a later piece replaces an earlier one only if it
+is better.
 """
 
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-Arc = tuple[int, int]  # where a piece begins and ends in a word
+Arc = tuple[int, int]  # begin and end of a piece in a word
 
 
 class Pieces:
-    """Pieces with scores, found in a word.
+    """Pieces with scores, and the segmentations of a word by them.
 
     Args:
         scores: piece -> log probability
-        unknown_score: log probability of a character that is no piece
+        unknown_score: log probability of a character that is not a piece
     """
 
     def __init__(self, scores: Mapping[str, float], unknown_score: float) -> None:
@@ -32,8 +32,8 @@ class Pieces:
 
         Args:
             word: any text
-            round_to: rounds each sum of scores, as a program does that keeps them in fewer bits
-            largest: a sum whose magnitude exceeds this is subtracted from all sums in use, as in such a program
+            round_to: rounds each sum of scores, for programs that store sums in fewer bits
+            largest: if the magnitude of a sum exceeds this, it is subtracted from all sums in use, as in such programs
         """
         scores, longest, size = self.scores, self._longest, len(word)
         best, begins = [0.0, *[-math.inf] * size], [0] * (size + 1)
@@ -52,7 +52,7 @@ class Pieces:
         return _traced(begins, size)
 
     def n_best(self, word: str, n: int) -> list[tuple[float, list[Arc]]]:
-        """The n most likely segmentations, the best first, with their log probabilities; fewer if there are fewer."""
+        """The n most likely segmentations, the best first: (log probability, arcs). Fewer if the word has fewer."""
         best: list[list[tuple[float, tuple]]] = [[(0.0, ())], *[[] for _ in word]]
         for end in range(1, len(word) + 1):
             found = [
@@ -77,7 +77,7 @@ class Pieces:
         return self.scores.get(piece, self.unknown_score)
 
     def _ending(self, word: str, end: int) -> Iterable[tuple[int, float]]:
-        """Where the pieces that end here begin, and their scores."""
+        """The pieces that end at a position: (begin, score)."""
         for begin in range(max(end - self._most, 0), end):
             score = self.scores.get(word[begin:end])
             if score is not None:
@@ -87,7 +87,7 @@ class Pieces:
 
 
 def _traced(begins: list[int], size: int) -> list[Arc]:
-    """The arcs of a segmentation, given where the last piece up to each character begins."""
+    """The arcs of a segmentation. `begins`: where the last piece up to each position begins."""
     arcs, end = [], size
     while end:
         arcs.append((begins[end], end))

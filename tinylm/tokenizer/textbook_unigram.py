@@ -1,8 +1,8 @@
 """The unigram model of Kudo (2018) in its simplest form: short and slow. Read textbook.py first.
 
-Byte pair encoding builds a vocabulary from below. The unigram model starts from a large one and removes what is missed
-least. Every piece has a probability; pieces are drawn independently, so a segmentation of a word has the product of the
-probabilities of its pieces.
+Byte pair encoding grows a vocabulary. The unigram model starts from a large one and removes the pieces that the text
+needs least. Every piece has a probability, and pieces are drawn independently, so the probability of a segmentation is
+the product of the probabilities of its pieces.
 
     hug  =  hug  or  hu g  or  h ug  or  h u g        p(hug) = .3    p(hu) p(g) = .2 * .1 = .02    ...
 
@@ -10,10 +10,10 @@ Encoding takes the most likely segmentation (the Viterbi algorithm), or draws on
 
 Training alternates two steps until the vocabulary is small enough:
 
-- expectation maximization: the expected count of each piece, over all segmentations of all words by their
-  probabilities, divided by their sum, is its new probability. The likelihood of the text never falls.
-- pruning: for each piece, the loss of the text if its occurrences had to be spelled by other pieces. Those with the
-  smallest loss go. Single characters stay, so that every word can be spelled.
+- expectation maximization: each piece gets its share of all expected counts as its new probability. Expected counts
+  average over all segmentations of all words, by their probabilities. The likelihood of the text never falls.
+- pruning: each piece has a loss, the increase of the text's loss if other pieces had to spell its occurrences. Pieces
+  with the smallest loss are removed. Single characters stay, so that every word can be spelled.
 
 Left out: normalization, the splitting of texts into words, and SentencePiece's suffix array and digamma function.
 """
@@ -71,10 +71,10 @@ def normalized(counts: Mapping[str, float]) -> dict[str, float]:
 def encode_word(word: str, scores: Scores) -> list[str]:
     """The most likely segmentation of a word, by the Viterbi algorithm.
 
-    The best segmentation up to `end` is that up to some `begin`, followed by the piece from `begin` to `end`.
+    The best segmentation up to `end` is the best one up to some `begin`, followed by the piece from `begin` to `end`.
 
     Raises:
-        KeyError: if no segmentation has pieces of the vocabulary only.
+        KeyError: if the pieces cannot spell the word.
     """
     best: list[tuple[float, int]] = [(0.0, 0), *[(-math.inf, 0)] * len(word)]  # log probability, begin of last piece
     for piece, begin, end in pieces_in(word):
@@ -92,13 +92,13 @@ def encode_word(word: str, scores: Scores) -> list[str]:
 
 
 def sample_word(word: str, scores: Scores, random: Random, alpha: float = 1.0) -> list[str]:
-    """A segmentation drawn with its probability to the power alpha, made to sum to one (subword regularization).
+    """A segmentation drawn in proportion to its probability to the power alpha (subword regularization).
 
     Args:
         word: the word
         scores: log probabilities of the pieces
         random: source of random numbers
-        alpha: 0 draws all segmentations alike; the larger it is, the more often the best one
+        alpha: with 0 all segmentations are equally likely; the larger alpha, the more often the best one is drawn
     """
     sharpened = {piece: alpha * score for piece, score in scores.items()}
     before, pieces, end = forward(word, sharpened), [], len(word)
@@ -140,8 +140,8 @@ def log_add(a: float, b: float) -> float:
 def expected_counts(counts: Mapping[str, int], scores: Scores) -> tuple[dict[str, float], float]:
     """The expected number of occurrences of each piece, and the log probability of the text.
 
-    The probability that a piece stands from `begin` to `end` is that of all segmentations before it, times its own,
-    times that of all after it, divided by that of all segmentations of the word.
+    The probability of a piece from `begin` to `end` is the product of three factors, divided by the probability of the
+    word: the total probability of the text before it, its own, and the total probability of the text after it.
     """
     found, log_prob = dict.fromkeys(scores, 0.0), 0.0
     for word, count in counts.items():
@@ -154,9 +154,9 @@ def expected_counts(counts: Mapping[str, int], scores: Scores) -> tuple[dict[str
 
 
 def losses(expected: Mapping[str, float], scores: Scores) -> dict[str, float]:
-    """The loss of the text, in nats, if a piece of several characters is removed, by `expected_counts`.
+    """The increase of the text's loss, in nats, if a piece of several characters is removed.
 
-    Its occurrences are spelled by the best segmentation of the piece by others, whose probabilities stay.
+    The best segmentation by other pieces replaces its expected occurrences. The other probabilities stay unchanged.
     """
     found = {}
     for piece in scores:

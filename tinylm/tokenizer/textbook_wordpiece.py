@@ -8,14 +8,14 @@ with the highest score
 
     count(ab) / (count(a) count(b))
 
-is merged: it need not be frequent, but its parts must seldom occur apart. This is the pair whose merge raises the
-likelihood of the text most, if pieces are drawn independently of each other, per occurrence of the pair.
+is merged: it need not be frequent, but its parts must seldom occur apart. If pieces are drawn independently, merging
+this pair raises the likelihood of the text most per occurrence of the pair.
 
     hug 10   pug 5   hugs 5       h ##u 15   p ##u 5   ##u ##g 20   ##g ##s 5       ##g ##s: 5 / (20 * 5) = 1/20
                                                                                     h ##u:  15 / (15 * 20) = 1/20
 
-Encoding: from the beginning of a word, the longest piece of the vocabulary that fits, then the longest that fits after
-it. A word that cannot be spelled so is unknown as a whole.
+Encoding: a word is spelled from its beginning, each time by the longest piece that fits. A word that cannot be spelled
+in this way is unknown as a whole.
 
 Left out: normalization and the splitting of texts into words.
 """

@@ -3,13 +3,13 @@
     hug  -1.2    h  -3.0    u  -3.5    g  -3.2    gs  -4.0    s  -2.8        log probabilities
     "hugs"   >   hug s (-4.0), not h u gs (-10.5)
 
-`textbook_unigram.py` does this for one word. Here a text is cut wherever no piece could go across, in most models
+`textbook_unigram.py` does this for one word. Here a text is cut wherever no piece can span the cut, in most models
 between words, and each distinct part is segmented once: `segmentation.py` segments one part, `fast/segmenting.py` all
 new parts of a block.
 
-A model that tinylm trains encodes any text without loss: spaces and line ends are characters like all others, and a
-character without a piece becomes its bytes. Models of other programs may normalize the text first, write spaces as ▁,
-put one before the text, and turn what they do not know into `<unk>`.
+A model trained by tinylm encodes any text without loss: spaces and line ends are ordinary characters, and a character
+without a piece becomes its bytes. Models of other programs may normalize the text first, write spaces as ▁, put a space
+before the text, and encode unknown characters as `<unk>`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +40,7 @@ UNKNOWN_PIECE = "<unk>"
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
 MOST_SCORE = 1e9  # beyond which sums could overflow
 LONG = 1 << 16  # characters; longer texts are encoded in blocks
-LOOK = 64  # characters before a cut, whose normalization is looked at
+LOOK = 64  # characters that are normalized on each side of a possible cut, or at the beginning of a text
 VISIBLE = [*map(chr, range(0x21, 0x7F))]
 
 
@@ -49,22 +49,22 @@ class UnigramTokenizer(LearnedTokenizer):
 
     Args:
         pieces: the name of each id, distinct. With `byte_fallback`, the bytes are named `<0x00>` to `<0xFF>`.
-        scores: log probability of each, in nats; None for one that no text contains, such as a byte
-        unknown: the id of characters without a piece, or None
+        scores: log probability of each piece, in nats; None for a piece that no text contains, such as a byte
+        unknown: the id for characters without a piece, or None
         byte_fallback: whether a character without a piece becomes its bytes
         unknown_score: log probability of a character without a piece. Default: 10 nats below the smallest score
         marker: whether ▁ stands for a space, in pieces and in the text to be segmented
-        normalizer: `Normalizer.to_dict` of what is done to a text first, or None
-        spacing: `Normalizer.to_dict` of what is done to the result, in the parts between added tokens, or None
-        split: whether pieces go across the beginning of a word where a space stands ("pieces"), or not ("spaces")
-        sums: whether probabilities of segmentations are compared part by part ("parts"), or by sums of float32 from the
-            beginning of a text on, as in SentencePiece ("text"), in which rounding may decide between nearly equal ones
+        normalizer: options of the normalizer that is applied to a text first (`Normalizer.to_dict`), or None
+        spacing: options of the normalizer that is then applied to each part between added tokens, or None
+        split: "pieces" if pieces may span the space before a word, "spaces" if none does
+        sums: "parts" to compare the probabilities of segmentations part by part. "text" to compare float32 sums from
+            the beginning of the text, as SentencePiece does; rounding may decide between nearly equal segmentations.
         strip: whether decoding drops the first space of a text
-        surface: what `unknown` is decoded to. Default: its name
-        special_tokens: names. Those that are pieces keep their ids, and no text contains them; the others' ids follow.
+        surface: the text that `unknown` decodes to. Default: its name
+        special_tokens: names. A name that is a piece keeps its id, and no text contains it. The other ids follow.
 
     Raises:
-        ConfigError: for pieces that repeat, scores that are no numbers, or no way to write an unknown character.
+        ConfigError: if pieces repeat, a score is not a number, or unknown characters cannot be encoded.
     """
 
     kind = "unigram"
@@ -118,7 +118,7 @@ class UnigramTokenizer(LearnedTokenizer):
 
     @classmethod
     def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """That of `WordSplitter`."""
+        """`WordSplitter.safe_cut` for the pattern."""
         return WordSplitter(pattern).safe_cut
 
     @classmethod
@@ -136,22 +136,22 @@ class UnigramTokenizer(LearnedTokenizer):
         memory_limit: int | None = None,
         progress: Callable[[str, int], object] = lambda stage, done: None,
     ) -> Self:
-        """Learns pieces and their probabilities. No piece goes across words, whose first character may be a space.
+        """Learns pieces and their probabilities. No piece spans two words; a word may begin with a space.
 
         Args:
             found: the text
             vocab_size: number of bytes (or `<unk>`), pieces and special tokens; smaller if the text has fewer pieces
-            pattern: that of `WordSplitter`, which splits the text into words
-            byte_fallback: whether characters without a piece become bytes; else they become `<unk>`
-            normalization: the rules of SentencePiece that are applied to a text first: `nfkc` composes letters and
-                replaces compatibility characters, `nmt_nfkc` also writes line ends and tabs as spaces and leaves out
-                control characters, `nfkc_cf` and `nmt_nfkc_cf` also write everything in lower case. `identity`: none
-            character_coverage: share of the text whose characters get a piece; the rarest others get none
+            pattern: how text is split into words, as in `WordSplitter`
+            byte_fallback: whether characters without a piece become bytes or `<unk>`
+            normalization: SentencePiece's rules, applied to a text first. `nfkc` composes letters and replaces
+                compatibility characters. `nmt_nfkc` also replaces line ends and tabs by spaces and removes control
+                characters. `nfkc_cf` and `nmt_nfkc_cf` also fold case. `identity` changes nothing.
+            character_coverage: share of the text whose characters get pieces; the rarest characters get none
             special_tokens: as in the class
             processes: processes that count words; None for one per core
             memory_limit: megabytes for distinct words, besides about 200 for the program. Beyond it the rarest words
                 are dropped, with a notice.
-            progress: called with ("counting", bytes read so far), then with ("pruning", pieces that are left)
+            progress: called with ("counting", bytes read so far), then with ("pruning", pieces left)
 
         Raises:
             ConfigError: if vocab_size has no room for the characters, or the normalization is unknown.
@@ -179,28 +179,28 @@ class UnigramTokenizer(LearnedTokenizer):
     # --- text -> ids
 
     def _inner(self, text: str, continues: bool = False) -> str:
-        """A text as the model reads it. `continues`: more of the text stands before it."""
+        """A text as the model reads it. `continues`: whether it continues an earlier part."""
         normal = self.normalizer.normalize(text, continues=continues) if self.normalizer else text
         return self.spaced(normal, continues or self._begins_later(text))
 
     def _begins_later(self, text: str) -> bool:
-        """Whether normalization drops the beginning of a text; what is then first is not its beginning."""
+        """Whether normalization drops the beginning of a text, so that no space is put before the rest."""
         if not (self.opens_once and self.normalizer):
             return False
         return bool(self.normalizer.offsets(text[:LOOK])[0][:1].any())
 
     def spaced(self, text: str, continues: bool = False) -> str:
-        """A normalized text as the model reads it, with spaces for ▁. `continues` as for normalizers."""
+        """A normalized text as the model reads it, with spaces for ▁. `continues` as in `Normalizer.normalize`."""
         text = self.spacing.normalize(text, continues=continues) if self.spacing else text
         return text.replace(SPACE, " ") if self.marker else text
 
     @property
     def opens_once(self) -> bool:
-        """Whether a space is put only before a text, and not before its parts behind added tokens."""
+        """Whether a space is put before the text only, not before its parts after added tokens."""
         return isinstance(self.spacing, Spacing) and self.spacing.prefix == "first"
 
     def normalized(self, text: str) -> str:
-        """The text that decoding its ids gives if every character has a piece or becomes bytes."""
+        """The text that decoding returns if every character has a piece or becomes bytes."""
         inner = self._inner(text)
         return inner.removeprefix(" ") if self.strip else inner
 
@@ -208,12 +208,12 @@ class UnigramTokenizer(LearnedTokenizer):
         """The ids of a text, int64 (n,).
 
         Raises:
-            DataError: for a lone surrogate, or a part without a place to cut that is too long.
+            DataError: for a lone surrogate, or a part that is too long and cannot be cut.
         """
         return self.encode_part(text, continues=False)
 
     def encode_part(self, text: str, *, continues: bool) -> np.ndarray:
-        """The ids of a part of a text, int64 (n,). `continues`: more of the text stands before it."""
+        """The ids of a part of a text, int64 (n,). `continues`: whether it continues an earlier part."""
         if len(text) > LONG:
             found = blocks([[text]], self.safe_cut)
             return np.concatenate([self._encode_block(block, continues or block.start > 0) for block in found])
@@ -232,9 +232,9 @@ class UnigramTokenizer(LearnedTokenizer):
         return np.concatenate(parts)
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text and the characters each covers, as in `Tokenizer.encode_with_offsets`.
+        """The ids of a text and the characters that each id covers, as in `Tokenizer.encode_with_offsets`.
 
-        A space that was put before the text covers no character; characters made of one cover all of it.
+        A space that was put before the text covers no character. Characters normalized from one cover all of it.
         """
         ids, offsets = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
         for part, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
@@ -258,13 +258,13 @@ class UnigramTokenizer(LearnedTokenizer):
     def offsets_of_normal(
         self, text: str, begins: np.ndarray, ends: np.ndarray, continues: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a normalized text, int64 (n,), and the characters of the original each covers, int64 (n, 2).
+        """The ids of a normalized text, int64 (n,), and the original characters that each covers, int64 (n, 2).
 
         Args:
             text: the normalized text
-            begins: where each of its characters begins in the original text, int64 (characters,)
-            ends: where it ends
-            continues: as for normalizers
+            begins: the offset in the original text where each normalized character begins, int64 (characters,)
+            ends: the offset where it ends
+            continues: as in `Normalizer.normalize`
         """
         inner = self.spaced(text, continues)
         if self.spacing:
@@ -277,13 +277,13 @@ class UnigramTokenizer(LearnedTokenizer):
         return ids, np.stack([begins[places[:, 0]], ends[places[:, 1]]], axis=1)
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
+        """The byte range of each id, as in `Tokenizer.spans`."""
         offsets = self._offsets_of_part(text, 0, False)[1]
         size = np.cumsum([0, *(len(utf8(character)) for character in text)])
         return size[offsets]
 
     def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
         if not self._changes and self.unknown is None:
             return super().bytes_behind(text, ids, first)
         begin = self._offsets_of_part(text, 0, False)[1][first, 0] if 0 < first < len(ids) else 0
@@ -318,7 +318,7 @@ class UnigramTokenizer(LearnedTokenizer):
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none.
 
         Raises:
-            DataError: for a text without such a position that is too long to be segmented as a whole.
+            DataError: if there is none and the text is too long to be segmented as a whole.
         """
         cut = self._spaced_cut(text)
         if not cut and not self._changes:
@@ -330,7 +330,7 @@ class UnigramTokenizer(LearnedTokenizer):
         return cut
 
     def _spaced_cut(self, text: str) -> int:
-        """The last place before a space or line end that nothing looks across; 0 for none near the end."""
+        """The last safe cut before a space or line end; 0 if there is none near the end."""
         cut = len(text)
         for _ in range(MOST_CUTS):
             cut = max(text.rfind(" ", 0, cut), text.rfind("\n", 0, cut))
@@ -353,8 +353,8 @@ class UnigramTokenizer(LearnedTokenizer):
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation drawn at random, as in `Tokenizer.sample`, int64 (n,).
 
-        Segmentations are drawn with their probability to the power alpha: 0 draws all alike; the larger it is, the more
-        often the most likely one.
+        Segmentations are drawn in proportion to their probability to the power alpha. With 0 all are equally likely;
+        with a large alpha the most likely one is drawn almost always.
 
         Raises:
             ConfigError: for an alpha below 0, or so large that sums would overflow.
@@ -372,9 +372,9 @@ class UnigramTokenizer(LearnedTokenizer):
         return atomic
 
     def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
-        """The n most likely segmentations of a text, the best first: ids, and log probability in nats.
+        """The n most likely segmentations of a text, the best first: (ids, log probability in nats).
 
-        Names of special tokens are plain text. There are fewer if the text has fewer segmentations.
+        Names of special tokens are plain text. The list is shorter if the text has fewer segmentations.
         """
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}")
@@ -387,7 +387,7 @@ class UnigramTokenizer(LearnedTokenizer):
     # --- ids -> text
 
     def _strips(self, first: list[int]) -> bool:
-        """Whether decoding drops a space before these first ids: not that of an unknown character's surface."""
+        """Whether decoding drops a space before these first ids; an unknown character keeps its space."""
         return self.strip and (self.unknown is None or first != [self.unknown])
 
     # --- files
@@ -396,7 +396,7 @@ class UnigramTokenizer(LearnedTokenizer):
         """A copy with more special tokens, whose ids follow the existing ones. Existing names are skipped.
 
         Raises:
-            ConfigError: for the name of a piece.
+            ConfigError: if a name is an ordinary piece.
         """
         names = list(names)
         if taken := {*names} & ({*self.pieces} - self.special_tokens.keys()):

@@ -1,7 +1,7 @@
 """The unigram model of a tokenizer: pieces and scores, applied to text that is already normalized.
 
-A text is cut into parts where no piece goes across (fast/cutting.py), which changes no segmentation: most parts are
-words. Each distinct part is segmented once.
+A text is cut into parts where no piece can span the cut (fast/cutting.py), which changes no segmentation. Most parts
+are words. Each distinct part is segmented once.
 """
 
 import ctypes
@@ -30,17 +30,17 @@ from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.segmentation import Arc, Pieces
 
 MAX_REMEMBERED = 1 << 18  # parts of short texts
-MOST_ALPHA = 1e6  # beyond which sums could overflow
+MOST_ALPHA = 1e6  # sums could overflow beyond it
 SHORT = 300  # bytes; longer texts are encoded faster with NumPy
 TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is faster where they are few
-ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
+ROUNDED = 1 << 16  # bytes; sums over longer texts are not rounded to float32
 LARGEST_SUM = 100_000.0  # of float32, in nats, as in sentencepiece 0.2.3
 DRAWN = 1 << 16  # bytes segmented at once at random
 MOST_CUTS = 100  # places tried for a cut
 
 
 class Token(NamedTuple):
-    """A token of a text: its id, and where the characters that it covers begin and end."""
+    """A token of a text: its id, and the range of characters that it covers."""
 
     id: int
     begin: int
@@ -53,9 +53,9 @@ class UnigramModel:
     Args:
         ids: piece -> id
         scores: piece -> log probability
-        unknown_score: log probability of a character that is no piece
-        unknown: the id of a run of such characters, or the 256 ids of the bytes that they become
-        spaces: whether no piece may begin before a space and end after it; otherwise the pieces decide
+        unknown_score: log probability of a character that is not a piece
+        unknown: the id for a run of such characters, or the 256 ids of bytes
+        spaces: whether text is cut before every space, so that no piece spans one; otherwise the pieces decide
         dtype: of ids in blocks
         rounds: whether sums of scores, from the beginning of a text on, are rounded to float32 as in SentencePiece.
             Segmentations of nearly equal probability then depend on all of the text before them.
@@ -81,13 +81,13 @@ class UnigramModel:
         self._forget()
 
     def _forget(self) -> None:
-        """Begins the table of known parts anew."""
+        """Clears the table of known parts."""
         self._words = WordTable(self._dtype)
         self._margins, self._totals = np.zeros(0), np.zeros(0)  # of each part, if `rounds`
 
     @cached_property
     def closed(self) -> bool:
-        """Whether every character of a piece is a piece, so that `unknown_score` decides nothing."""
+        """Whether every character of a piece is itself a piece, so that `unknown_score` never matters."""
         return all(character in self._ids for character in {*"".join(self._ids)})
 
     # --- cuts
@@ -97,16 +97,16 @@ class UnigramModel:
         return Cutter(self._names, self.spaces)
 
     def starts(self, data: np.ndarray) -> np.ndarray:
-        """Where the parts of texts begin, as in `Cutter.starts`."""
+        """The offsets at which parts begin, as in `Cutter.starts`."""
         return self._cutter.starts(data)
 
     def splits(self, before: str, after: str) -> bool:
-        """Whether a text can be cut between two characters, so that even unknown ones on both sides are not one run."""
+        """Whether a text can be cut between two characters: no piece and no run of unknown characters spans the cut."""
         known = self._unknown is None or self.spaces or before in self._ids or after in self._ids
         return known and len(self.starts(np.frombuffer(utf8(before + after), dtype=np.uint8))) > 1
 
     def last_cut(self, text: str) -> int:
-        """The last place where a text can be cut as in `splits`; 0 for none among its last parts."""
+        """The last position at which a text can be cut as in `splits`; 0 if there is none among the last parts."""
         data = utf8(text)
         for start in self.starts(np.frombuffer(data, dtype=np.uint8))[:0:-1][:MOST_CUTS].tolist():
             cut = len(data[:start].decode())
@@ -139,14 +139,14 @@ class UnigramModel:
         return found if self._unknown is None or self.spaces else _fused(found, self._unknown)
 
     def _encode_rounded(self, text: str) -> list[int]:
-        """The ids of a text, with sums from its beginning on that are rounded to float32."""
+        """The ids of a text, by sums from its beginning that are rounded to float32."""
         return [token.id for token in self._tokens(text, self.pieces.best_path(text, _float32, LARGEST_SUM))]
 
     def _encode_part(self, part: str) -> list[int]:
         return [token.id for token in self._tokens(part, self.pieces.best_path(part))]
 
     def _tokens(self, part: str, path: Sequence[Arc], offset: int = 0) -> list[Token]:
-        """The tokens of a segmentation. Unknown characters become bytes, or one token if they are neighbours."""
+        """The tokens of a segmentation. Unknown characters become bytes, or each run of them one token."""
         found: list[Token] = []
         for begin, end in path:
             token = self._ids.get(part[begin:end])
@@ -159,7 +159,7 @@ class UnigramModel:
         return found if self._unknown is None else _fused_tokens(found, self._unknown)
 
     def tokens(self, text: str) -> list[Token]:
-        """The tokens of a text, with the characters that they cover. Otherwise as `encode`."""
+        """The tokens of a text as in `encode`, with the characters that they cover."""
         if self.rounds and len(text) <= ROUNDED:
             return self._tokens(text, self.pieces.best_path(text, _float32, LARGEST_SUM))
         found: list[Token] = []
@@ -168,7 +168,7 @@ class UnigramModel:
         return found if self._unknown is None or self.spaces else _fused_tokens(found, self._unknown)
 
     def _parts(self, text: str) -> Iterator[tuple[int, str]]:
-        """The parts of a text, and where they begin."""
+        """The parts of a text: (offset, part)."""
         data, offset = utf8(text), 0
         for begin, end in pairwise([*self.starts(np.frombuffer(data, dtype=np.uint8)).tolist(), len(data)]):
             part = data[begin:end].decode()
@@ -183,7 +183,7 @@ class UnigramModel:
         return PieceTrie(self._names, scores, self.pieces.unknown_score)
 
     def encode_data(self, data: bytes, separator: int | None) -> np.ndarray:
-        """The ids of texts, (n,), given as UTF-8 with `SEPARATOR` between them, which becomes the id `separator`."""
+        """The ids of texts, (n,). `data`: their UTF-8, joined by `SEPARATOR`, which becomes the id `separator`."""
         text = np.frombuffer(data, dtype=np.uint8)
         if self._words.size > MAX_KNOWN:
             self._forget()
@@ -195,7 +195,7 @@ class UnigramModel:
         return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
 
     def _is_close(self, numbers: np.ndarray, sizes: np.ndarray) -> bool:
-        """Whether rounding to float32 may decide a segmentation: no sum is off by more than half a unit a character."""
+        """Whether rounding to float32 may decide a segmentation. Each character adds at most half a unit of error."""
         sums = 40 + np.cumsum(self._totals[numbers])
         return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
@@ -237,7 +237,7 @@ class UnigramModel:
     # --- other segmentations
 
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """The ids of a segmentation drawn with its probability to the power alpha, int64 (n,).
+        """The ids of a segmentation drawn in proportion to its probability to the power alpha, int64 (n,).
 
         Raises:
             ConfigError: for an alpha below 0, or so large that sums would overflow.
@@ -259,7 +259,7 @@ class UnigramModel:
         return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
 
     def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
-        """The n most likely segmentations of a text, as ids with their log probability, the best first."""
+        """The n most likely segmentations of a text, the best first: (ids, log probability)."""
         best: list[tuple[float, list[Token]]] = [(0.0, [])]
         for offset, part in self._parts(text):
             of_part = [(score, self._tokens(part, path, offset)) for score, path in self.pieces.n_best(part, n)]

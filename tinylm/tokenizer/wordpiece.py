@@ -7,8 +7,8 @@
 pattern, whose words contain their spaces, so decoding gives back the text. BERT's are lossy: text is normalized
 (normalizers/bert.py), white space only separates words, and decoding puts single spaces between them.
 
-A word that cannot be spelled is unknown as a whole, usually because of a character that the training text lacked. It
-becomes `[UNK]` if there is such a token; otherwise encoding fails. This file is fast because every distinct word is
+A word that cannot be spelled, usually because the training text lacked a character, is unknown as a whole. It becomes
+`[UNK]` if there is such a token; otherwise encoding raises an error. Encoding is fast because every distinct word is
 spelled only once (words.py).
 
 Not supported: byte fallback.
@@ -35,31 +35,32 @@ from tinylm.tokenizer.normalizers.bert import BertNormalizer
 
 UNKNOWN_PIECE = "[UNK]"
 MARK, LONGEST = "##", 100
-CLEANED = [  # what decoding in other programs changes, in this order
+CLEANED = [  # replacements that other programs make in decoding, in this order
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
     (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 ]  # fmt: skip
 
 
 class WordPieceTokenizer(LearnedTokenizer):
-    """Pieces, numbered in their order, then the special tokens that are not among them.
+    """Pieces, numbered in order, followed by the special tokens that are not pieces.
 
     Args:
-        pieces: the vocabulary; those that continue a word begin with the mark
+        pieces: the vocabulary; pieces that continue a word begin with the mark
         pattern: how text is split. `bert`, `whitespace` or `spaces`, as in `SpacedWords`: white space separates words.
-            Any other is a pattern of `WordSplitter`, whose words contain white space.
-        normalizer: the kind and options of a `Normalizer`; only for words that white space separates
-        unknown: the token of unknown words
-        mark: what continuing pieces begin with
-        longest: characters; longer words are unknown if white space separates words, and are cut otherwise
-        cleanup: whether decoding leaves out the space before punctuation, as in `transformers`
-        special_tokens: names; those that are pieces have their ids
+            Any other pattern is one of `WordSplitter`, whose words contain white space.
+        normalizer: the kind and options of a `Normalizer`; only if white space separates words
+        unknown: the token for unknown words
+        mark: the prefix of continuing pieces
+        longest: the most characters of a word. Longer words are unknown if white space separates words; otherwise they
+            are cut.
+        cleanup: whether decoding drops the space before punctuation, as in `transformers`
+        special_tokens: names; a name that is a piece keeps its id
 
     Attributes:
-        unknown: the id of unknown words, or None
+        unknown: the id for unknown words, or None
 
     Raises:
-        ConfigError: if a piece repeats or is empty, or the options do not fit together.
+        ConfigError: if a piece repeats or is empty, or options contradict each other.
         DataError: if a piece has a lone surrogate.
     """
 
@@ -139,7 +140,7 @@ class WordPieceTokenizer(LearnedTokenizer):
 
     @classmethod
     def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """That of the words, which white space or the pattern separates."""
+        """The `safe_cut` of the words that white space or the pattern separates."""
         return _for_training(pattern, None).safe_cut
 
     @classmethod
@@ -163,19 +164,19 @@ class WordPieceTokenizer(LearnedTokenizer):
             vocab_size: number of pieces and special tokens; smaller if every word becomes one piece first. At most half
                 of the pieces are characters; rarer ones are left out, with a notice.
             pattern: as in the class
-            normalizer: as in the class; with the pattern `bert`, by default that of BERT's uncased models
-            score: of the pair that is merged next. `likelihood`: count(ab) / (count(a) count(b)), as in
+            normalizer: as in the class. Default: none, and with the pattern `bert` the one of BERT's uncased models
+            score: the score by which pairs are chosen. `likelihood`: count(ab) / (count(a) count(b)), as in
                 textbook_wordpiece.py; `count`: count(ab), as in byte pair encoding and Hugging Face's WordPieceTrainer
-            min_frequency: with `likelihood`: least number of occurrences of a pair. The score alone favours the rarest
-                pairs: 1 spends the vocabulary on names and misprints (0.97 tokens per byte with 8,000 pieces on 14.6 MB
-                of English). By default the limit falls: it begins at half the count of the most frequent pair, and is
-                halved whenever no pair is left (0.29 tokens per byte, as `count` gives).
+            min_frequency: with `likelihood`: the least number of occurrences of a merged pair. The score alone favours
+                the rarest pairs, and with 1 the vocabulary fills with names and misprints (0.97 tokens per byte with
+                8,000 pieces on 14.6 MB of English). By default the limit falls: it starts at half the count of the most
+                frequent pair, and is halved whenever no pair is left (0.29 tokens per byte, as with `count`).
             special_tokens: as in the class
             processes: processes that count words; None for one per core
             progress: called with ("counting", bytes read so far), then with ("merging", pieces so far)
 
         Raises:
-            ConfigError: for options that do not fit together, or a vocab_size too small for four pieces.
+            ConfigError: if options contradict each other, or vocab_size is too small for four pieces.
             DataError: if the text is empty or has a lone surrogate.
         """
         _check_training(score, min_frequency)
@@ -212,7 +213,7 @@ class WordPieceTokenizer(LearnedTokenizer):
         return found
 
     def _ids_of(self, chunk: str) -> list[int] | None:
-        """The ids of a chunk; None if it has an unknown word, and there is no token for that."""
+        """The ids of a chunk; None if it has an unknown word and there is no unknown token."""
         found: list[int] = []
         for word in self._chunks.words(chunk):
             ids = self._spell(word)
@@ -228,7 +229,7 @@ class WordPieceTokenizer(LearnedTokenizer):
         """The ids of a text, int64 (n,).
 
         Raises:
-            DataError: for an unknown word without a token for it, with its position; for a lone surrogate.
+            DataError: for an unknown word, with its position, if there is no unknown token; for a lone surrogate.
         """
         if len(text) > SHORT:
             parts = [self.encode_block(block) for block in blocks([[text]], self.safe_cut)]
@@ -322,7 +323,7 @@ class WordPieceTokenizer(LearnedTokenizer):
         return offsets[np.array(found, dtype=np.int64).reshape(-1, 2)]
 
     def _parts(self, word: str, place: int) -> Iterator[tuple[int, int]]:
-        """Where the pieces of a word at a place begin and end."""
+        """The ranges of the pieces of a word that begins at `place`."""
         ids = self._spell(word)
         if ids is None:
             yield place, place + len(word)
@@ -333,7 +334,7 @@ class WordPieceTokenizer(LearnedTokenizer):
             place += size
 
     def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
         if isinstance(self._chunks, WholeWords) and self.unknown not in ids:
             return super().bytes_behind(text, ids, first)
         if first >= len(ids):
@@ -343,7 +344,7 @@ class WordPieceTokenizer(LearnedTokenizer):
     # --- decoding
 
     def normalized(self, text: str) -> str:
-        """The text that decoding gives if every character has a piece."""
+        """The text that decoding returns if every character has a piece."""
         if isinstance(self._chunks, WholeWords):
             return text
         words = chain.from_iterable(map(self._chunks.words, self._chunks.chunks(text)))

@@ -1,1 +1,1 @@
-"""Bulk encoding and training with NumPy. The results equal those of textbook.py, which is the version to read."""
+"""Bulk encoding and training with NumPy. Results equal the textbook files', which are the versions to read."""

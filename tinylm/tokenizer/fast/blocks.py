@@ -11,7 +11,7 @@ from pathlib import Path
 import regex
 
 from tinylm.errors import DataError
-from tinylm.files import decode, file_size, read_range
+from tinylm.files import check_utf8, file_size, read_range
 from tinylm.recognize import refuse_records, text_begin
 
 SEPARATOR = b"\xff"  # between two texts: this byte never occurs in UTF-8
@@ -77,7 +77,7 @@ class FileBlock(Block):
             DataError: if they are not UTF-8; the message gives the offset.
         """
         data = read_range(self.path, self.begin, self.end)
-        decode(data, self.path, self.begin)
+        check_utf8(data, self.path, self.begin)
         return data
 
     def __reduce__(self) -> tuple[Callable, tuple]:
@@ -166,7 +166,7 @@ def blocks(documents: Iterable[Iterable[str]], safe_cut: Callable[[str], int]) -
 
 
 def utf8(text: str, errors: str = "strict") -> bytes:
-    """Encodes a text as UTF-8; `errors` is that of `str.encode`.
+    """Encodes a text as UTF-8; `errors` as in `str.encode`.
 
     Raises:
         DataError: if the text has a lone surrogate (half of a UTF-16 pair), which UTF-8 cannot represent.

@@ -4,8 +4,8 @@ There are two kinds. Whole words keep every character, so that decoding gives ba
 
     "a cat\n"       ->  "a" " cat" "\n"
 
-Spaced words are normalized, and lose the white space between them. A chunk is a part of the text before normalization,
-often a word, and becomes any number of words:
+Spaced words are normalized, and the white space between them is lost. A chunk is a part of the text before
+normalization, often a word, and becomes any number of words:
 
     "Día  (two)\n"  ->  "Día" "(" "two" ")"    ->  "dia" "(" "two" ")"
 """
@@ -24,7 +24,7 @@ from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer, bert_words, is_punctuation
 from tinylm.tokenizer.normalizers.sequence import Rewriting
 
-# letters, digits and underscores, as \w in `tokenizers`; there of Unicode 16, here of the version of `regex`
+# letters, digits and underscores, as \w in `tokenizers`, which has Unicode 16; here `regex` decides the version
 WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"
 PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "bert": r"\S",  # bert_words
@@ -32,7 +32,7 @@ PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "spaces": r"\P{White_Space}+",
 }
 STEPS = {"NFD", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt"}  # NFC joins a mark with the ASCII character before
-TAIL = 1 << 12  # characters; further from the end only spaces and line ends are sought
+TAIL = 1 << 12  # characters; before them, cuts are sought at spaces and line ends only
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
 _WHITE, _ALONE = 1, 2  # kinds of bytes, besides 0
 
@@ -46,16 +46,16 @@ _KINDS, _KINDS_OF_BERT = _kinds(SEPARATOR), _kinds(SEPARATOR + _PUNCTUATION)
 
 
 class WholeWords:
-    """The words of a pattern of `WordSplitter`, cut so that every one can be spelled.
+    """The words of a pattern of `WordSplitter`, cut so that every word can be spelled.
 
     Args:
-        pattern: that of `WordSplitter`
-        mark: what continuing pieces begin with; its first character is a word of its own, so that no word begins with
-            the mark, and looks like a continuing piece
-        longest: characters of a word; longer ones are cut after so many
+        pattern: as in `WordSplitter`
+        mark: the prefix of continuing pieces. Its first character is a word by itself, so that no word looks like a
+            continuing piece.
+        longest: the most characters of a word; longer words are cut
 
     Attributes:
-        separator: stands between words in the decoded text
+        separator: the string between words in decoded text
 
     Raises:
         ConfigError: if the pattern is invalid, or the mark does not begin with an ASCII character.
@@ -111,18 +111,18 @@ class WholeWords:
 
 
 class SpacedWords:
-    """Words between white space, normalized.
+    """Normalized words, separated by white space.
 
     Args:
-        pattern: `bert`: every punctuation character is a word; `whitespace`: every run of letters, digits and
-            underscores, and every run of other characters; `spaces`: whatever stands between white space
-        normalizer: applied to the text before: BERT's, or steps that look at no ASCII character beside another
+        pattern: `bert`: every punctuation character is a word. `whitespace`: runs of letters, digits and underscores
+            are words, and so are runs of other characters. `spaces`: only white space separates words.
+        normalizer: applied first: BERT's, or steps that never join an ASCII character with a neighbour
 
     Attributes:
-        separator: stands between words in the decoded text
+        separator: the string between words in decoded text
 
     Raises:
-        ConfigError: for another normalizer.
+        ConfigError: if the normalizer is of another kind.
     """
 
     separator = " "
@@ -146,7 +146,7 @@ class SpacedWords:
 
     @cached_property
     def _alone(self) -> str:
-        """The characters that are chunks of their own, in a regular expression."""
+        """The characters that are chunks by themselves, as part of a regular expression."""
         found = regex.escape(_PUNCTUATION.decode()) if self._pattern == "bert" else ""
         return found + ("\u5000-\u9fff" if self._han else "")
 
@@ -155,7 +155,7 @@ class SpacedWords:
         return regex.compile(rf"[^ \t\n\r{self._alone}]+" + (f"|[{self._alone}]" if self._alone else ""))
 
     def chunks(self, text: str) -> list[str]:
-        """The chunks of a text, cut where neither normalization nor splitting looks across."""
+        """The chunks of a text. Neither normalization nor splitting looks across their borders."""
         return self._cut.findall(text)
 
     def words(self, chunk: str) -> list[str]:
@@ -176,10 +176,12 @@ class SpacedWords:
             han = np.flatnonzero((data >= 0xE5) & (data <= 0xE9))  # the first of three bytes, U+5000 to U+9FFF
             starts[han] = True
             starts[han[han + 3 < len(data)] + 3] = True
-        return data[kept], np.flatnonzero(starts[kept])
+        data, starts = data[kept], starts[kept]
+        del kept
+        return data, np.flatnonzero(starts)
 
     def safe_cut(self, text: str) -> int:
-        """A late position before a space or the like, across which nothing looks; 0 if there is none."""
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         tail = max(len(text) - TAIL, 0)
         if found := self._last.search(text, tail):
             return found.start()
@@ -190,7 +192,7 @@ class SpacedWords:
         return regex.compile(rf"(?r)[ \t\n\r{self._alone}]")
 
     def places(self, text: str) -> tuple[list[tuple[int, int, str]], np.ndarray, np.ndarray]:
-        """The words of a text with the place of each in the normalized text, and the offsets of its characters."""
+        """The words of a text, as (begin, end, word) in the normalized text, and the offsets of its characters."""
         normal = self.normalize(text)
         if self._normalizer is None:
             begins, ends = np.arange(len(text)), np.arange(1, len(text) + 1)

@@ -28,11 +28,11 @@ def count_words(
 
     Args:
         found: the text
-        pattern: that of `WordSplitter`
+        pattern: as in `WordSplitter`
         processes: processes that count words; None for one per core
         memory_limit: megabytes for distinct words. Beyond it the rarest words are dropped, with a notice.
         progress: called with ("counting", bytes read so far)
-        words_per_megabyte: how many fit into a megabyte of `memory_limit`, with what is learned from them
+        words_per_megabyte: distinct words per megabyte of `memory_limit`, including the memory of the learner
 
     Raises:
         ConfigError: for a memory_limit below 1.
@@ -83,15 +83,15 @@ def count_blocks(
 
 
 def beginnings(words: np.ndarray, sizes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first bytes of each word, without an incomplete character at their end, and their sizes.
+    """Truncates words to a number of bytes, at character boundaries: the words' bytes, and their sizes.
 
     Args:
         words: the UTF-8 of the words, concatenated, uint8 (bytes,)
         sizes: length of each word in bytes, (words,)
-        most: bytes of a word
+        most: the most bytes of a word
     """
     begins, kept = np.cumsum(sizes) - sizes, np.minimum(sizes, most)
-    for _ in range(3):  # at most three bytes follow the first one of a character
+    for _ in range(3):  # a character has at most three bytes after its first
         cut = np.flatnonzero(kept < sizes)
         kept[cut] -= (words[begins[cut] + kept[cut]] & 0xC0) == 0x80
     return slices(words, begins, kept), kept

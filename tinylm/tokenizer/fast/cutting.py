@@ -1,9 +1,10 @@
-"""Cuts texts where no piece of a unigram model goes across, so that their parts can be segmented independently.
+"""Cuts texts where no piece of a unigram model can span the cut; the parts can be segmented independently.
 
     pieces  " the" " " "cat" "c" "ca" "s"        " the cats"  >  " the" " " "cat" "s"
 
-Whether some piece has two characters side by side is read from a table of pairs of bytes, the last byte of the one and
-the first of the other; beyond ASCII, the pairs of characters that are found there are looked up in another.
+A text can be cut between two characters that no piece has side by side. A table of byte pairs, the last byte of the one
+and the first byte of the other, decides for ASCII. Other characters that the table does not separate are looked up in a
+table of character pairs.
 """
 
 from functools import cached_property
@@ -16,12 +17,12 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.segmenting import character_sizes
 
-LONGEST = 1 << 21  # bytes of a part, which take seconds
+LONGEST = 1 << 21  # bytes of a part, which already take seconds
 SPACE_BYTE = 32
 
 
 class Cutter:
-    """The places where texts can be cut.
+    """Finds the places where texts can be cut.
 
     Args:
         names: the UTF-8 of each piece
@@ -48,13 +49,13 @@ class Cutter:
 
     @cached_property
     def _neighbours(self) -> KeyTable:
-        """The pairs of characters that some piece has side by side, unless both are ASCII."""
+        """The pairs of neighbouring characters in pieces, except pairs of ASCII characters."""
         table = KeyTable()
         table.find_or_add(_character_pairs(self._joined, _wide(self._joined)))
         return table
 
     def starts(self, data: np.ndarray) -> np.ndarray:
-        """Where the parts of texts begin, int64 (parts,); a separator is a part.
+        """The offsets at which parts begin, int64 (parts,). A separator is a part by itself.
 
         Args:
             data: UTF-8, uint8 (bytes,), with `SEPARATOR` between texts
@@ -82,12 +83,12 @@ class Cutter:
 
 
 def _pairs(data: np.ndarray) -> np.ndarray:
-    """Each byte but the last, times 256, plus the one after it, uint16 (bytes - 1,)."""
+    """256 times each byte plus the next byte, uint16 (bytes - 1,)."""
     return data[:-1].astype(np.uint16) << np.uint16(8) | data[1:]
 
 
 def _wide(data: np.ndarray) -> np.ndarray:
-    """Where characters begin that are not ASCII or follow such a character, but not behind a separator; int64 (n,)."""
+    """The offsets of characters that are not ASCII or follow such a character, not at separators; int64 (n,)."""
     begins, wide = (data[1:] & 0xC0) != 0x80, (data[1:] >= 0x80) | (data[:-1] >= 0x80)
     return np.flatnonzero(begins & wide & (data[1:] != BETWEEN) & (data[:-1] != BETWEEN)) + 1
 
@@ -96,7 +97,7 @@ _FIRST_BYTES = np.array([0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF], dtype=np.uint64
 
 
 def _character_pairs(data: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The bytes of the characters before and behind each place, as one number, uint64 (n,)."""
+    """The UTF-8 of the characters before and after each place, packed into one integer, uint64 (n,)."""
     padded = np.concatenate([data, np.zeros(4, dtype=np.uint8)])
     fours = np.ndarray(len(data) + 1, dtype="<u4", buffer=padded, strides=(1,))  # the 4 bytes from each offset
     before = places - 1
@@ -107,7 +108,7 @@ def _character_pairs(data: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def too_long(data: np.ndarray, begin: int, size: int) -> DataError:
-    """The error for a part of too many bytes, which is shown by its beginning."""
+    """The error for a part of too many bytes; the message shows its beginning."""
     shown = data[begin : begin + 80].tobytes().decode(errors="ignore")[:20]
     return DataError(
         f"the text has {size:,} bytes from {shown!a}... on in which pieces could go across every place; the unigram "

@@ -10,12 +10,12 @@ by length, the longest first, so that the words with at least t characters are t
     hu              .    .    .
 
 Arcs that begin in the same column and have the same length form a slice, at most one arc to a word. The forward
-algorithm takes one step for each slice:
+algorithm takes one step per slice:
 
     before[column + length][words] += before[column][words] * weights
 
-Probabilities are multiplied, rather than their logarithms added, which would take several times as long. An arc has its
-probability as weight, times that of the best segmentation up to its begin, divided by that of the best one up to its
+Probabilities are multiplied; adding their logarithms would take several times as long. The weight of an arc is its
+probability, times the probability of the best segmentation up to its begin, divided by that of the best one up to its
 end. So nothing can underflow or overflow: `before` is at least 1, and at most the number of segmentations. The factors
 cancel in every ratio.
 """
@@ -41,7 +41,7 @@ class Lattice:
         whole: whether an arc may be a whole word
 
     Attributes:
-        pieces: the piece of each arc, int32 (arcs,); sorted by column, length and word
+        pieces: the piece of each arc, sorted by column, length and word, int32 (arcs,)
         words: the word of each arc, int64 (arcs,): indices of this type need no conversion
     """
 
@@ -84,7 +84,7 @@ class Lattice:
         self.pieces = (np.cumsum(pieces, dtype=np.int32) - 1)[self.pieces[kept]]
 
     def _slices(self) -> Iterator[tuple[int, int, slice, slice | np.ndarray]]:
-        """Yields the column of begin, that of end, the arcs, and their words."""
+        """Yields the slices: first column, last column, arcs, and the arcs' words."""
         for (column, length), (low, high) in zip(self._steps, pairwise(self._bounds), strict=True):
             if high - low == self._reach[column + length]:  # all words
                 yield column, column + length, slice(low, high), slice(high - low)

@@ -1,7 +1,7 @@
 """Pre-tokenizer: splits text into words; BPE never merges across a word boundary.
 
 A word includes the space before it (" cat"), so spaces need no tokens of their own. A regular expression defines the
-words; those of GPT-2, GPT-4 and `WordTokenizer` have names.
+words; the expressions of GPT-2, GPT-4 and `WordTokenizer` have names.
 
 Matching a regular expression takes about 80 ns per byte. GPT-2's and GPT-4's depend on little more than the kind of
 each character (letter, digit, white space or other), so NumPy finds the same boundaries in about 5 ns per byte: a word
@@ -41,14 +41,14 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CUTTABLE = {*PATTERNS, DIGITS, QWEN2}  # patterns whose words never have a space behind another character
+CUTTABLE = {*PATTERNS, DIGITS, QWEN2}  # patterns whose words never have a space after another character
 
 LARGEST = 1e6  # custom pattern, unrolled
 LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ordinary one takes 1e-7 per character
 
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
-SHORT = [ord(letter) for letter in "sdmt"]  # follow the apostrophe of a contraction
+SHORT = [ord(letter) for letter in "sdmt"]  # the letters after the apostrophe of a contraction
 LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
 SHORT_ANY = [ord(letter) for letter in "sdmtSDMT"]
 LONG_ANY = [
@@ -147,7 +147,7 @@ class WordSplitter:
 
 
 def _unrolled(pattern: str) -> float:
-    """A bound of the size of a compiled pattern, in which `regex` writes out counted repetitions such as a{1000}."""
+    """An upper bound of a compiled pattern's size; `regex` writes out counted repetitions such as a{1000}."""
     counts = itertools.chain(*regex.findall(r"\{(\d+)(?:,(\d*))?\}", pattern))
     return len(pattern) * math.prod(max(float(count or 1), 1.0) for count in counts)
 
@@ -178,7 +178,7 @@ def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
 
 
 def word_starts_gpt4(data: np.ndarray) -> np.ndarray:
-    """Finds where the words of GPT-4's pattern begin. Arguments and result are those of `word_starts_gpt2`."""
+    """Finds where the words of GPT-4's pattern begin. Arguments and result as in `word_starts_gpt2`."""
     kinds = character_kinds(data)
     starts = kinds == EDGE
     starts[:1] = True

@@ -1,11 +1,11 @@
 """WordPiece training with NumPy: learns the pieces of the highest scores.
 
-`textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: those of the
-pairs on either side of an occurrence, and of the two pieces that it joins. But scores also rise, as their parts become
-rarer, so a priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all
-pairs lie in one array. A merge updates those of the pairs with one of its pieces, and `argmax` finds the next one.
+`textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: the counts of
+the two pieces, and of the pairs on either side of each occurrence. But a score rises when its pieces become rarer, so a
+priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all pairs lie in one
+array. A merge updates the scores of the pairs with one of its pieces; `argmax` finds the next merge.
 
-The distinct words are linked lists in arrays, with one cell per character. A piece is in the cell of its first one:
+The distinct words are linked lists in arrays, with one cell per character. A piece is stored in its first cell:
 
     word        h  ##u  ##g  ##s         ##u ##g -> ##ug       h ##ug   -  ##s
     onward      1    1    1    0                               1    2   -    0
@@ -22,9 +22,60 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SLICE = 1 << 16  # characters counted at once
-NOTHING = -1  # in the cell of no piece
+SLICE = 1 << 13  # characters counted, or pairs rated, at once; bounds the memory
+NOTHING = -1  # in a cell without a piece
 NONE = -1  # no earlier occurrence
+
+
+def _int_array(values: np.ndarray) -> "array[int]":
+    """The values in an array that can grow."""
+    return array("i", values.astype(np.int32, copy=False).tobytes())
+
+
+class PairTable:
+    """Numbers pairs 0, 1, 2, ...: a dictionary for one lookup at a time, in a fifth of the memory of Python's `dict`.
+
+    A hash table with linear probing. Its slots hold numbers only; the keys are read from the list of all pairs.
+
+    Args:
+        keys: the first pairs, each as left << 32 | right, distinct, int64 (n,)
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self._keys = array("q", keys.data)
+        self._make_slots()
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self._keys)
+
+    def parts(self, numbers: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """The left and the right pieces of pairs, int64 (n,) each."""
+        keys = np.frombuffer(self._keys, dtype=np.int64).take(numbers)
+        return keys >> 32, keys & 0xFFFFFFFF
+
+    def find_or_add(self, key: int) -> int:
+        """Returns the number of a pair; a new pair gets the next number."""
+        slots, keys = self._slots, self._keys
+        slot = key % len(slots)
+        while (number := slots[slot]) != NONE:
+            if keys[number] == key:
+                return number
+            slot -= 1  # the last slot comes before slot 0
+        slots[slot] = number = len(keys)
+        keys.append(key)
+        if 2 * len(keys) > len(slots):
+            self._make_slots()
+        return number
+
+    def _make_slots(self) -> None:
+        self._slots = slots = array("i", [NONE]) * (4 * len(self._keys) + 1)
+        for number, key in enumerate(self._keys):
+            slot = key % len(slots)
+            while slots[slot] != NONE:
+                slot -= 1
+            slots[slot] = number
 
 
 class ScoreLearner:
@@ -37,10 +88,10 @@ class ScoreLearner:
             continues a word has another number than the same one at its beginning
         sizes: characters of each word, int (words,)
         counts: number of occurrences of each word, int (words,)
-        names: the string of each number; those of merged pieces are appended
-        mark: what the strings of continuing pieces begin with, and those of others do not
-        min_frequency: least number of occurrences of a pair that is merged. None: a limit that falls. It begins at half
-            the count of the most frequent pair, and is halved whenever no pair is left.
+        names: the string of each number; the strings of merged pieces are appended
+        mark: the prefix of continuing pieces; no other piece begins with it
+        min_frequency: the least number of occurrences of a merged pair. None: a falling limit, which starts at half
+            the count of the most frequent pair and is halved whenever no pair is left
     """
 
     def __init__(
@@ -64,7 +115,7 @@ class ScoreLearner:
         onward[ends - 1] = back[ends - sizes] = 0
         self._number_pairs(cells, np.flatnonzero(onward).astype(np.int32), weights)
         self._least = int(self._counts.max(initial=2)) // 2 if min_frequency is None else max(min_frequency, 1)
-        self._rate(np.arange(len(self._pairs)))
+        self._rate_all()
         # memoryviews: faster for single elements
         self._cells, self._weights, self._onward, self._back = (each.data for each in (cells, weights, onward, back))
 
@@ -75,18 +126,19 @@ class ScoreLearner:
         keys |= cells[firsts + np.int32(1)]
         firsts = firsts[np.argsort(keys, kind="stable")]
         keys.sort()
-        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        opens = np.ones(len(keys), dtype=bool)  # whether an occurrence is the first one of its pair
+        np.not_equal(keys[1:], keys[:-1], out=opens[1:])
+        begins = np.flatnonzero(opens)
         keys = keys[begins]
-        self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
+        self._pairs = PairTable(keys)
+        self._counts = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
+        self._scores = np.zeros(len(keys))
+        self._places = _int_array(firsts)  # of occurrences
         before = np.arange(-1, len(firsts) - 1, dtype=np.int32)
         before[begins] = NONE
-        self._places, self._before = array("i", firsts.data), array("i", before.data)  # of occurrences
+        self._before = _int_array(before)
         self._free = NONE  # entry of these arrays, from which `_before` leads to the other free ones
-        self._last = array("i", np.append(begins[1:], len(firsts)).astype(np.int32) - 1)  # occurrence of each pair
-        self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
-        totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
-        self._counts = totals.astype(np.int64)
-        self._scores = np.zeros(len(keys))
+        self._last = _int_array(np.append(begins[1:], len(firsts)) - 1)  # occurrence of each pair
         self._of: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))  # piece -> its pairs
         for number, key in enumerate(keys.tolist()):
             self._of[key >> 32].append(number)
@@ -95,8 +147,13 @@ class ScoreLearner:
     def _rate(self, pairs: np.ndarray) -> None:
         """Updates the scores of pairs; 0 for those that are too rare."""
         counts = self._counts.take(pairs)
-        products = self._singles.take(self._left.take(pairs)) * self._singles.take(self._right.take(pairs))
+        lefts, rights = self._pairs.parts(pairs)
+        products = self._singles.take(lefts) * self._singles.take(rights)
         self._scores[pairs] = np.where(counts >= self._least, counts / np.maximum(products, 1), 0)
+
+    def _rate_all(self) -> None:
+        for first in range(0, self._pairs.size, SLICE):
+            self._rate(np.arange(first, min(first + SLICE, self._pairs.size)))
 
     def learn(self, num_pieces: int) -> Iterator[str]:
         """Yields each piece as it is learned.
@@ -110,7 +167,7 @@ class ScoreLearner:
                 if not self._falls or self._least == 1:
                     return
                 self._least = max(self._least // 2, 1)
-                self._rate(np.arange(len(self._pairs)))
+                self._rate_all()
                 continue
             best = self._first_of_equals(best)
             known = len(self._names)
@@ -126,11 +183,14 @@ class ScoreLearner:
             equals = equals[counts == counts.max()]
         if len(equals) == 1:
             return int(equals[0])
-        names, left, right = self._names, self._left, self._right
-        return min(equals.tolist(), key=lambda pair: (names[left[pair]], names[right[pair]]))
+        lefts, rights = (each.tolist() for each in self._pairs.parts(equals))
+        named = zip(
+            map(self._names.__getitem__, lefts), map(self._names.__getitem__, rights), equals.tolist(), strict=True
+        )
+        return min(named)[-1]
 
     def _merge(self, pair: int) -> None:
-        left, right = int(self._left[pair]), int(self._right[pair])
+        left, right = (int(each) for each in self._pairs.parts(pair))
         piece = self._joined(left, right)
         changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
         new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
@@ -160,24 +220,20 @@ class ScoreLearner:
 
     def _count(self, changes: dict[int, int], new: dict[int, list[int]]) -> None:
         """Applies changes of counts, to new pairs as well."""
-        added = [key for key, change in changes.items() if key not in self._pairs]
-        size = len(self._pairs)
-        if size + len(added) > len(self._counts):
-            more = len(self._counts) // 2 + len(added)
-            self._left, self._right = np.pad(self._left, (0, more)), np.pad(self._right, (0, more))
-            self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
-        for number, key in enumerate(added, start=size):
-            self._pairs[key] = number
-            self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF
-            self._of[key >> 32].append(number)
-            self._of[key & 0xFFFFFFFF].append(number)
-            self._last.append(NONE)
+        numbers: dict[int, int] = {}
         for key, change in changes.items():
-            self._counts[self._pairs[key]] += change
+            numbers[key] = number = self._pairs.find_or_add(key)
+            if number == len(self._last):  # a new pair
+                self._last.append(NONE)
+                self._of[key >> 32].append(number)
+                self._of[key & 0xFFFFFFFF].append(number)
+                if number == len(self._counts):
+                    more = number // 2 + 1
+                    self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
+            self._counts[number] += change
         for key, places in new.items():
-            number = self._pairs[key]
             for place in places:
-                self._record(number, place)
+                self._record(numbers[key], place)
 
     def _record(self, pair: int, place: int) -> None:
         """Adds an occurrence of a pair, in a free entry if there is one."""

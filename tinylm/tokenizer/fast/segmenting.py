@@ -16,11 +16,11 @@ import numpy as np
 from tinylm.tokenizer.fast.arrays import KeyTable, slices
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 
-UNKNOWN = -1  # the piece of a character that is no piece
+UNKNOWN = -1  # the piece number of a character that is not a piece
 
 
 class Words(NamedTuple):
-    """Words, each followed by a byte that no piece has.
+    """Words, each followed by a byte that no piece contains.
 
     Attributes:
         data: UTF-8 of the words, uint8 (bytes,)
@@ -44,7 +44,7 @@ def words_of(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Words:
 
 
 class Arcs(NamedTuple):
-    """Occurrences of pieces in words, ordered by the distance of their begin from that of the word.
+    """Occurrences of pieces in words, ordered by their distance from the beginning of the word.
 
     Attributes:
         begins: offset of the first byte, int64 (arcs,)
@@ -66,8 +66,8 @@ class PieceTrie:
 
     Args:
         names: the UTF-8 of each piece; distinct, not empty
-        scores: log probability of each, float64 (pieces,)
-        unknown_score: that of a character that is no piece
+        scores: log probability of each piece, float64 (pieces,)
+        unknown_score: log probability of a character that is not a piece
     """
 
     def __init__(self, names: list[bytes], scores: np.ndarray, unknown_score: float) -> None:
@@ -85,7 +85,7 @@ class PieceTrie:
         self._first = (self._table.find(_keys(np.zeros(256, dtype=np.int64), every)) + 1).astype(np.int64)
 
     def arcs(self, words: Words) -> Arcs:
-        """All occurrences of pieces in words, and of characters that are no piece."""
+        """All occurrences of pieces in words, and all characters that are not pieces."""
         data = np.append(words.data, np.full(self._deepest, BETWEEN, dtype=np.uint8))
         characters = np.flatnonzero(((words.data & 0xC0) != 0x80) & (words.data != BETWEEN))
         at, nodes = characters, self._first[data[characters]]
@@ -144,7 +144,7 @@ def best_arcs(words: Words, arcs: Arcs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def margins(arcs: Arcs, last: np.ndarray, best: np.ndarray, chosen: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """By how much, in nats, each word's segmentation is better at its closest decision, float64 (words,).
+    """The margin of each word's closest decision between two segmentations, in nats, float64 (words,).
 
     Args:
         arcs: the arcs of the words
@@ -191,7 +191,7 @@ def trace(words: Words, arcs: Arcs, last: np.ndarray) -> tuple[np.ndarray, np.nd
         last: the last arc up to each offset
 
     Returns:
-        the arcs of the first word, of the second, ..., int64 (n,), and the count of each, int64 (words,)
+        the arcs of all words, concatenated, int64 (n,), and the number of arcs of each word, int64 (words,)
     """
     steps, which = [], []
     places, alive = words.ends, np.arange(len(words.ends))

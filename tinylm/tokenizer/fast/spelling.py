@@ -1,4 +1,4 @@
-"""WordPiece training from counted words: their characters, then the pieces that are learned."""
+"""WordPiece training: counts the words of a text, chooses the alphabet and learns the pieces."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,8 +12,10 @@ from tinylm.tokenizer.fast.chunks import SpacedWords, WholeWords
 from tinylm.tokenizer.fast.counting import count_blocks
 from tinylm.tokenizer.fast.learning import MergeLearner
 from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.words import WordCounter
 
 Score = Literal["likelihood", "count"]
+TOGETHER = 1 << 12  # chunks normalized at once; bounds the memory
 Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
 
 
@@ -29,14 +31,14 @@ def count_words(
 
     Args:
         found: the text
-        chunks: splits it
+        chunks: splits the text into words
         processes: processes that count; None for one per core
-        mark: what continuing pieces begin with; words that look like them are left out
-        longest: characters; longer words between spaces are unknown, and left out
+        mark: the prefix of continuing pieces; words that begin with it are left out
+        longest: the most characters of a word between spaces; longer words are left out, since they are unknown
         read: called with the bytes read so far
 
     Raises:
-        DataError: if there is none.
+        DataError: if the text has no word.
     """
     data, sizes, counts = count_blocks(found, chunks, processes, read).take()
     if isinstance(chunks, SpacedWords):
@@ -46,24 +48,28 @@ def count_words(
     if not len(counts):
         raise DataError("the corpus is empty: training needs at least one word")
     points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
-    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
-    ends = np.cumsum(sizes)
-    return points, before[ends] - before[ends - sizes], counts
+    lengths = np.add.reduceat((data & 0xC0) != 0x80, np.cumsum(sizes) - sizes, dtype=np.int64)  # in characters
+    return points, lengths, counts
 
 
 def _normalized(
     chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, wanted: Callable[[str], bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The normalized words of counted chunks, without the unwanted ones."""
-    text, place, total = data.tobytes(), 0, Counter[str]()
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        for word in chunks.words(text[place : place + size].decode()):
-            if wanted(word):
-                total[word] += count
-        place += size
-    words = [utf8(word) for word in total]
-    sizes = np.array([*map(len, words)], dtype=np.int64)
-    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)
+    text, place, total = data.tobytes(), 0, WordCounter()
+    for first in range(0, len(counts), TOGETHER):
+        found = Counter[str]()
+        part = slice(first, first + TOGETHER)
+        for size, count in zip(sizes[part].tolist(), counts[part].tolist(), strict=True):
+            for word in chunks.words(text[place : place + size].decode()):
+                if wanted(word):
+                    found[word] += count
+            place += size
+        words = [utf8(word) for word in found]
+        ends = np.cumsum([*map(len, words)], dtype=np.int64)
+        starts = np.append(0, ends)[:-1]
+        total.add(np.frombuffer(b"".join(words), dtype=np.uint8), starts, np.array([*found.values()], dtype=np.int64))
+    return total.take()
 
 
 def learn_pieces(
@@ -78,15 +84,15 @@ def learn_pieces(
 
     Args:
         words: the distinct words: the code points of their characters, int (n,), the number of characters of each,
-            (words,), and how often each occurs, (words,)
+            (words,), and its count, (words,)
         num_pieces: size of the vocabulary; at most half of it are characters, each of which has two forms
-        mark: what continuing pieces begin with
+        mark: the prefix of continuing pieces
         score: as in `WordPieceTokenizer.train_from_blocks`
-        min_frequency: likewise
+        min_frequency: as in `WordPieceTokenizer.train_from_blocks`
         learned: called with the number of pieces after each merge
 
     Raises:
-        ConfigError: if there is no room for a character.
+        ConfigError: if num_pieces has no room for a character.
     """
     points = _alphabet(words, num_pieces // 4)
     if not len(points):
@@ -97,14 +103,14 @@ def learn_pieces(
     if score == "count":
         return _by_count(words, names, mark, num_pieces, learned)
     learner = ScoreLearner(*words, names, mark, min_frequency)
-    del words  # the learner has what it needs of them, in the most memory that training takes
+    del words  # frees memory: the learner keeps what it needs
     for _ in learner.learn(num_pieces):
         learned(len(names))
     return names
 
 
 def _numbered(points: np.ndarray, words: Words, mark: str) -> tuple[Words, list[str]]:
-    """The words with numbers for their characters, int32 (n,), which have two forms; and the names of these forms."""
+    """The words with characters as numbers, int32 (n,), and the name of each number: every character has two forms."""
     characters, sizes, counts = words
     inside = np.ones(len(characters), dtype=np.int8)
     inside[np.cumsum(sizes) - sizes] = 0
@@ -127,12 +133,12 @@ def _by_count(
 
 
 def _alphabet(words: Words, most: int) -> np.ndarray:
-    """The code points of the most frequent characters, in their order, int64 (n,)."""
+    """The code points of the most frequent characters, in ascending order, int64 (n,)."""
     characters, sizes, counts = words
-    points, index = np.unique(characters, return_inverse=True)
+    points = np.unique(characters)
     if len(points) <= most:
         return points
-    frequency = np.bincount(index, np.repeat(counts, sizes))
+    frequency = np.bincount(np.searchsorted(points, characters), np.repeat(counts, sizes))
     kept = np.argsort(-frequency, kind="stable")[:most]
     notice(
         f"{len(points):,} characters do not fit in half of the vocabulary: left out {len(points) - most:,} rare ones, "
@@ -142,7 +148,7 @@ def _alphabet(words: Words, most: int) -> np.ndarray:
 
 
 def _spelled(points: np.ndarray, words: Words) -> Words:
-    """The words that have no other characters than these."""
+    """The words that consist of these characters only."""
     characters, sizes, counts = words
     known = np.isin(characters, points)
     if known.all():

@@ -1,7 +1,7 @@
 """The repeated substrings of words, found by a suffix array (Manber and Myers 1990).
 
 Sorting all suffixes of the words puts equal substrings side by side, so that each substring is a run of the array.
-Those of "banana":
+For "banana":
 
     suffix            a   ana   anana   banana   na   nana
     common prefix     0   1     3       0        0    2        characters shared with the suffix before
@@ -12,14 +12,14 @@ Those of "banana":
 A substring that is always followed, or always preceded, by the same character is less useful than the longer one: "an"
 is always part of "ana" here. Only maximal substrings are found: they are followed by at least two different
 characters, and preceded by two, where the beginning and the end of a word count as characters that differ from all
-others. Their number grows with the length of the text, and that of all substrings with its square.
+others. Their number is linear in the length of the text; the number of all substrings is quadratic.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-END = 0  # symbol behind each word
+END = 0  # the symbol after each word
 
 
 class Runs(NamedTuple):
@@ -44,7 +44,7 @@ class Suffixes:
     Args:
         symbols: the characters of all words as numbers from 1, each word followed by `END`, int32 (n,)
         weights: the number of occurrences of the word at each position, (n,)
-        longest: characters by which suffixes are sorted and compared, at most 127
+        longest: the number of characters by which suffixes are sorted and compared, at most 127
 
     Attributes:
         order: the positions of the suffixes, without those that begin with `END`, in sorted order
@@ -67,7 +67,7 @@ class Suffixes:
         self._alone_sizes = sizes[self._alone]
 
     def _common_prefixes(self) -> np.ndarray:
-        """The number of characters that each suffix shares with the one before it; for the end of the array -1."""
+        """The number of characters that each suffix shares with the one before it; -1 at the end of the array."""
         common = np.zeros(len(self.order) + 1, dtype=np.int8)
         common[-1] = -1
         same = np.arange(1, len(self.order))
@@ -101,7 +101,7 @@ class Suffixes:
 
 
 def _sorted(symbols: np.ndarray, longest: int) -> np.ndarray:
-    """Positions sorted by their first `longest` symbols or more, by prefix doubling; those of `END` are left out.
+    """Positions sorted by their first `longest` symbols or more, by prefix doubling, without those of `END`.
 
     Once the positions are ranked by w symbols, the ranks at i and at i + w rank them by 2w. The first w symbols are
     packed into one integer.

@@ -4,15 +4,15 @@
 training on 15 MB of text down to about two seconds:
 
 1. **Equal words have equal segmentations.** All work is done on distinct words, weighted by their counts.
-2. **Only maximal substrings can become pieces** (`suffixes.py`): if "q" is always followed by "u", there is no use in
-   a piece that ends between them. The suffix array also gives the place of every occurrence, so that no substring is
+2. **Only maximal substrings can become pieces** (`suffixes.py`): if "q" is always followed by "u", a piece that ends
+   between them is useless. The suffix array also gives the place of every occurrence, so that no substring is
    ever looked up.
 3. **All words take the same step together** (`lattice.py`). Removing a piece removes its arcs; what remains is never
    searched again.
 
-The schedule is that of SentencePiece (unigram_model_trainer.cc), and so is the step from expected counts to
-probabilities, exp(digamma(count)) rather than the count, which makes rare pieces rarer still (a variational estimate
-with a sparse prior; Liang and Klein 2007). Training differs from SentencePiece's in three ways:
+The schedule follows SentencePiece (unigram_model_trainer.cc). So does the step from expected counts to probabilities,
+which takes exp(digamma(count)) instead of the count and so makes rare pieces rarer (a variational estimate with a
+sparse prior; Liang and Klein 2007). Training differs from SentencePiece's in three ways:
 
 - Words end where the pre-tokenizer says. SentencePiece finds its seeds in whole lines, where a word that is always
   followed by a space is not maximal without the space, and is lost.
@@ -33,8 +33,8 @@ from tinylm.tokenizer.fast.suffixes import END, Suffixes
 
 STEP = 1024  # scores are multiples of 1/1024: sums of them are exact, so that ties are ties in any program
 RARE = 0.499  # expected count below which a piece is dropped; just below 0.5, so that rounding does not decide on 0.5
-LONG = 1 << 14  # bytes; only the beginning of longer words is read, so that one of 200 MB does not fill the memory
-MORE = 1.1  # times the vocabulary: where the last pruning begins
+LONG = 1 << 14  # bytes; only the beginning of longer words is used, so that a word of 200 MB does not fill the memory
+MORE = 1.1  # the last pruning starts at this multiple of the vocabulary
 
 
 def learn_unigram(
@@ -57,14 +57,14 @@ def learn_unigram(
         words: the UTF-8 of the distinct words, concatenated, uint8 (bytes,)
         sizes: length of each word in bytes, (words,)
         counts: occurrences of each word, (words,)
-        num_pieces: size of the vocabulary, characters included; smaller if the words have fewer substrings of use
-        coverage: share of the text that the characters with a piece must cover; the rarest ones get none
-        longest: characters of a piece, at most 127
-        seeds: pieces of several characters to start from
-        shrink: share of the pieces that a pruning keeps, less than 1
+        num_pieces: size of the vocabulary, characters included; smaller if the words have fewer useful substrings
+        coverage: share of the text that characters with a piece must cover; the rarest characters get none
+        longest: the most characters of a piece, at most 127
+        seeds: number of longer pieces to start from
+        shrink: share of the pieces that each pruning keeps, less than 1
         rounds: expectation maximization steps before each pruning, and at the end
-        others: tokens beside the pieces, such as bytes, for the error
-        progress: called with the number of pieces that are left, before each pruning and at the end
+        others: number of tokens beside the pieces, such as bytes, for the error message
+        progress: called with the number of pieces left, before each pruning and at the end
 
     Returns:
         the pieces, the most probable first, and their log probabilities, which are multiples of 1/1024
@@ -85,17 +85,17 @@ def learn_unigram(
 
 
 class Corpus:
-    """Counted words as numbers of characters.
+    """Counted words, with characters as numbers.
 
     Arguments as in `learn_unigram`.
 
     Attributes:
         characters: the characters that get a piece, in the order of their code points
-        symbols: all words, each followed by `END`; a character is its index plus one, one without a piece is `END`,
-            int32 (n,)
+        symbols: all words, each followed by `END`, int32 (n,). A character is its index in `characters` plus one, or
+            `END` if it gets no piece.
         weights: the count of the word that each symbol belongs to, (n,)
-        starts: where in `symbols` each stretch of characters with a piece begins, longest first; longer ones than
-            `LONGEST` are cut, (stretches,)
+        starts: the offset in `symbols` of each stretch of characters with a piece, longest first, (stretches,). A
+            stretch longer than `LONGEST` is cut.
         sizes: characters of each stretch, (stretches,)
         counts: occurrences of each stretch, (stretches,)
     """
@@ -103,7 +103,7 @@ class Corpus:
     def __init__(self, words: np.ndarray, sizes: np.ndarray, counts: np.ndarray, coverage: float) -> None:
         words, sizes = beginnings(words, sizes, LONG)
         points = np.frombuffer(words.tobytes().decode().encode("utf-32-le"), dtype="<u4")
-        characters_before = np.append(0, np.cumsum((words & 0xC0) != 0x80))  # each byte but those that continue one
+        characters_before = np.append(0, np.cumsum((words & 0xC0) != 0x80))  # continuation bytes do not count
         lengths = np.diff(characters_before[np.append(0, np.cumsum(sizes))])
         alphabet, indices = np.unique(points, return_inverse=True)
         kept = _covering(np.bincount(indices, np.repeat(counts, lengths), len(alphabet)), coverage)

@@ -70,13 +70,13 @@ class WordTable:
         return new, without[first]
 
     def spelled(self, data: np.ndarray, starts: np.ndarray, separator: int | None, spell: Speller) -> np.ndarray:
-        """Returns the numbers of the words of a text, int32 (words,), after new words have got their lists.
+        """Returns the numbers of the words of a text, int32 (words,). New words get their lists first.
 
         Args:
             data: as in `numbers`
             starts: as in `numbers`
-            separator: the value for `SEPARATOR`, if it has one
-            spell: called with the text, and the offset, size in bytes and number of each new word; puts their lists
+            separator: the value that stands for `SEPARATOR`, or None
+            spell: called with the text, and the offset, size in bytes and number of each new word; stores their lists
         """
         numbers = self.numbers(data, starts)
         new, places = self.new_words(numbers)
@@ -185,7 +185,9 @@ class WordCounter:
         words = np.flatnonzero(self._counts)
         counts = self._counts[words]
         self._counts[:] = 0
-        return self._table.lists.take(words), self._table.lists.sizes(words), counts
+        lists = self._table.lists
+        taken = [lists.take(words[first : first + TOGETHER]) for first in range(0, len(words), TOGETHER)]
+        return np.concatenate([np.zeros(0, dtype=np.uint8), *taken]), lists.sizes(words), counts
 
 
 class Splitter(Protocol):

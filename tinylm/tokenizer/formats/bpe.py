@@ -2,8 +2,8 @@
 
     normalizer > pre_tokenizer > model: vocab {name: id}, merges [[left, right], ...]
 
-Bytes are named by the characters of GPT-2's alphabet. Added tokens are written into the vocabulary, too; otherwise
-Hugging Face numbers them anew.
+Bytes are named by the characters of GPT-2's alphabet. Added tokens are written to the vocabulary too; otherwise Hugging
+Face renumbers them.
 """
 
 from collections.abc import Sequence
@@ -71,12 +71,12 @@ def characters_steps(tokenizer: PipelineTokenizer) -> dict[str, Any]:
     """The fields of a tokenizer.json for a pipeline whose core is BPE on characters.
 
     Raises:
-        ConfigError: for what SentencePiece's model has and Hugging Face's lacks.
+        ConfigError: for features of SentencePiece that Hugging Face lacks.
     """
     core = tokenizer.core
     assert isinstance(core, CharacterBPE)
     if tokenizer.normalization or core.unknown is not None or core.unused:
-        raise ConfigError("tokenizer: SentencePiece's normalization, <unk> or unused pieces; write a .model instead")
+        raise ConfigError("tokenizer.json lacks SentencePiece's normalization, <unk> and unused pieces; write a .model")
     replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizer = pre_tokenizer = None
     if tokenizer.spaces == "normalizer":
@@ -130,7 +130,7 @@ def read_bytes(values: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a tokenizer.json with BPE on bytes, without its post_processor.
 
     Raises:
-        ConfigError: for a field that would change ids and is not supported; names it.
+        ConfigError: for an unsupported field that would change ids, with its name.
     """
     model, table = values["model"], NamedMerges()
     (pattern, spaced), steps = read_pattern(values.get("pre_tokenizer")), read_normalizer(values.get("normalizer"))

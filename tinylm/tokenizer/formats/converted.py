@@ -1,11 +1,11 @@
-"""Unigram models with SentencePiece's normalization, as a tokenizer.json describes them.
+"""Converts unigram models with SentencePiece's normalization to a tokenizer.json.
 
-    charsmap > spaces at both ends, runs of spaces > " " as ▁ > ▁ before the text        one normalizer each
+    charsmap > spaces at both ends, runs of spaces > " " as ▁ > ▁ before the text        a normalizer for each
 
-The two programs differ in a few texts. `Precompiled` replaces whole graphemes where SentencePiece replaces the longest
-strings of its table; a user-defined symbol is a piece of high score there, and found before all else here; and
-`tokenizers` compares float64 sums where sentencepiece compares float32. How often that changes ids is counted on texts
-made from the model's own pieces and from the characters of its table, and said in a notice.
+The two programs give different ids for a few texts. `tokenizers` replaces whole graphemes, SentencePiece the longest
+strings of its table. A user-defined symbol is a piece with a high score in `tokenizers`; SentencePiece finds it before
+all pieces. `tokenizers` compares float64 sums, sentencepiece float32. A notice says how many sample texts, made from
+the model's pieces and the characters of its table, get other ids.
 """
 
 from random import Random
@@ -17,17 +17,17 @@ from tinylm.tokenizer.normalizers.sentencepiece import SPACE, SentencePieceNorma
 from tinylm.tokenizer.normalizers.sequence import BOTH_ENDS
 from tinylm.tokenizer.unigram import UnigramTokenizer
 
-TEXTS, MOST_PIECES = 500, 20  # of each kind; pieces in each
+TEXTS, MOST_PIECES = 500, 20  # texts of each kind; pieces of a text
 
 
 def converted(tokenizer: UnigramTokenizer) -> UnigramTokenizer:
-    """The tokenizer that `tokenizers` reads from the file, with a notice of how many texts have other ids there.
+    """The tokenizer as `tokenizers` reads the file. A notice says how many sample texts get other ids.
 
     Args:
         tokenizer: has a `SentencePieceNormalizer`
 
     Raises:
-        ConfigError: if spaces are put behind a text instead of before it.
+        ConfigError: if a space is put after a text instead of before it.
     """
     assert isinstance(tokenizer.normalizer, SentencePieceNormalizer)
     options = tokenizer.options() | {"sums": "parts", "surface": None}
@@ -60,7 +60,7 @@ def _steps(normalizer: SentencePieceNormalizer) -> list[dict[str, Any]]:
 
 
 def sample_texts(tokenizer: UnigramTokenizer) -> tuple[list[str], list[str]]:
-    """Texts of random pieces, and the same with up to three characters of the table behind each piece."""
+    """Texts of random pieces, and the same texts with up to three characters of the table after each piece."""
     random, pieces = Random(0), [piece.replace(SPACE, " ") for piece in tokenizer.model.pieces.scores]
     assert isinstance(tokenizer.normalizer, SentencePieceNormalizer)
     charsmap = tokenizer.normalizer.charsmap

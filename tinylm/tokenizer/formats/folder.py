@@ -1,10 +1,10 @@
-"""A folder of Hugging Face: tokenizer.json, vocab.json with merges.txt or vocab.txt, and the settings around it.
+"""Hugging Face model folders: tokenizer.json, vocab.json with merges.txt or vocab.txt, and their settings.
 
     tokenizer_config.json     more added tokens, add_prefix_space, and the class that reads vocab.json
     config.json               the ids that begin and end a text
-    generation_config.json    the same ids, which win, and the ids that end generation
+    generation_config.json    the same ids, with precedence, and the ids that end generation
 
-Settings are a list of what is understood: any other field is refused by name, unless it is empty.
+Only listed settings are accepted: any other field is refused by name, unless it is empty.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ from tinylm.tokenizer.pipeline import PipelineTokenizer
 TOKENIZER, SETTINGS, CONFIG, GENERATION = (
     "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"
 )  # fmt: skip
-BEGINS = "tinylm_texts_begin_with_bos"  # in tokenizer_config.json: an export of tinylm, and whether texts begin so
-TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
+BEGINS = "tinylm_texts_begin_with_bos"  # in exports of tinylm: whether training texts began with bos_token
+TOKENIZER_CONFIG = {  # nothing is added to a text or cleaned up
     "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
     "clean_up_tokenization_spaces": False, "padding_side": "left",
 }  # fmt: skip
@@ -63,14 +63,14 @@ def _check_known(values: Mapping[str, Any], known: set[str]) -> None:
 
 
 def read_folder(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a folder of Hugging Face, with the marks of its model.
+    """Reads the tokenizer of a Hugging Face model folder, with the marks of the model.
 
-    `marks.begin` is what the folder's own tokenizer puts before a text; in a folder that tinylm exported, the token
-    that preceded every training text.
+    `marks.begin` is the token that the folder's tokenizer puts before a text. In a folder that tinylm exported, it is
+    the token that preceded every training text.
 
     Raises:
         MissingInputError: if there is no tokenizer.
-        DataError: if a file is damaged, or has a field that would change ids and is not supported; names it.
+        DataError: if a file is damaged, or has an unsupported field that would change ids; with its name.
     """
     folder = Path(folder)
     settings, config, generation = (_read(folder / name) for name in (SETTINGS, CONFIG, GENERATION))
@@ -117,7 +117,7 @@ def _marked(
             begin = _id_of(tokenizer, settings, "bos_token") if settings[BEGINS] else None
     template = tokenizer.origin.get("template", begin is not None)
     if isinstance(template, dict):
-        end = tokenizer.marks.end  # which the template puts behind a text
+        end = tokenizer.marks.end  # the template puts it after a text
     elif stops and end not in stops:
         end = stops[0]
     marked = tokenizer.with_marks(begin, end, stops or (() if end is None else (end,)))
@@ -133,7 +133,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a file of settings; empty if there is no such file."""
+    """The content of a JSON file of settings; empty if there is no such file."""
     values = read_json(path) if path.is_file() else {}
     with reading(path, "a file of settings"):
         if not isinstance(values, dict):
@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_older(settings: Mapping[str, Any]) -> bool:
-    """Whether these are exactly the settings that tinylm wrote for its own models before it wrote `BEGINS`."""
+    """Whether these are exactly the settings that earlier versions of tinylm wrote, without `BEGINS`."""
     plain = {name: value for name, value in settings.items() if name in TOKENIZER_CONFIG}
     tokens = {name: value for name, value in settings.items() if name not in TOKENIZER_CONFIG}
     tokens.pop("model_max_length", None)
@@ -150,7 +150,7 @@ def _is_older(settings: Mapping[str, Any]) -> bool:
 
 
 def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
-    """The id before every text where there is no tokenizer.json, whose template would say so."""
+    """The id before every text, by the settings of a folder without tokenizer.json."""
     if not settings.get("add_bos_token"):
         return None
     begin = _id_of(tokenizer, settings, "bos_token")
@@ -160,7 +160,7 @@ def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
 
 
 def _stops(folder: Path, tokenizer: Tokenizer, config: dict, generation: dict, settings: dict) -> tuple[int, ...]:
-    """The ids at which generation ends: generation_config.json, else config.json, else the tokenizer decides."""
+    """The ids that end generation, by generation_config.json, else config.json, else the tokenizer."""
     for name, values in ((GENERATION, generation), (CONFIG, config)):
         found = values.get("eos_token_id")
         if found is None:
@@ -177,13 +177,13 @@ def _stops(folder: Path, tokenizer: Tokenizer, config: dict, generation: dict, s
 
 
 def _id_of(tokenizer: Tokenizer, settings: Mapping[str, Any], field: str) -> int | None:
-    """The id of a token that the settings name."""
+    """The id of the token in a field of the settings."""
     name = _content(settings.get(field), field)
     return None if name is None else tokenizer.special_tokens[name]
 
 
 def _content(token: Any, field: str) -> str | None:
-    """The string of a token that is given as such, or with its options."""
+    """The string of a token, which is given as a string or as an object with options."""
     content = token.get("content") if isinstance(token, dict) else token
     if content is not None and (not isinstance(content, str) or not content):
         raise unknown(field, token)
@@ -191,7 +191,7 @@ def _content(token: Any, field: str) -> str | None:
 
 
 def _origin(settings: dict, config: dict, generation: dict, template: Any) -> dict[str, Any]:
-    """The settings that an export writes again."""
+    """The settings that exports write again."""
     tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
     names = {name: value for name, value in settings.items() if name in tokens}
     generation = {name: value for name, value in generation.items() if name != "transformers_version"}
@@ -204,11 +204,11 @@ def _origin(settings: dict, config: dict, generation: dict, template: Any) -> di
 
 
 def _with_settings(values: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json with the added tokens and the prefix of tokenizer_config.json, which transformers adds to it."""
+    """The tokenizer.json with added tokens and prefix from tokenizer_config.json, as transformers combines them."""
     values = dict(values)
     vocab, listed = values["model"]["vocab"], values.get("added_tokens") or []
     if not isinstance(vocab, dict) or not all(isinstance(token, dict) and "content" in token for token in listed):
-        return values  # the reader of tokenizer.json says what is wrong
+        return values  # the reader of tokenizer.json reports the problem
     added = {token["content"]: token for token in listed}
     decoder = settings.get("added_tokens_decoder") or {}
     for token, given in sorted(decoder.items(), key=lambda item: int(item[0])):
@@ -246,7 +246,7 @@ LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
 GPT2 = {"normalizer": None, "pre_tokenizer": LEVEL | {"use_regex": True}}
 NFC = {"type": "NFC"}
-CLASSES = {  # of transformers, and the steps around their vocab.json and merges.txt
+CLASSES = {  # class of transformers -> its steps around vocab.json and merges.txt
     "GPT2Tokenizer": GPT2,
     "CodeGenTokenizer": GPT2,
     "GPTNeoXTokenizer": GPT2 | {"normalizer": NFC},
@@ -255,7 +255,7 @@ CLASSES = {  # of transformers, and the steps around their vocab.json and merges
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LEVEL | {"use_regex": False}]},
     },
 }
-MANY = 20_000  # tokens, among which GPT-2's pattern leaves some of several digits
+MANY = 20_000  # tokens; among so many, GPT-2's pattern would give some with several digits
 MODELS = {
     "codegen": "CodeGenTokenizer", "gpt2": "GPT2Tokenizer", "gpt_neo": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
     "phi": "CodeGenTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
@@ -263,9 +263,9 @@ MODELS = {
 
 
 def _from_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer.json of a folder of vocab.json and merges.txt.
+    """The tokenizer.json equivalent to vocab.json and merges.txt.
 
-    Entries of the vocabulary that are neither bytes nor merged tokens are special tokens.
+    Vocabulary entries that are neither bytes nor merged tokens become special tokens.
     """
     vocab, merges = read_json(folder / "vocab.json"), require(folder / "merges.txt")
     with reading(merges, "a list of merges"):
@@ -281,7 +281,7 @@ def _from_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping[
 
 
 def _class(settings: Mapping[str, Any], config: Mapping[str, Any], names: list[str], vocab: dict[str, int]) -> str:
-    """The class that reads a vocab.json: the one named, else that of the model, else GPT-2's if the tokens allow it."""
+    """The class that reads vocab.json: the named one, else the model's, else GPT-2's if the tokens allow it."""
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     model = config.get("model_type")
     found = str(named).removesuffix("Fast") if named else MODELS.get(str(model)) if model else "GPT2Tokenizer"
@@ -294,7 +294,7 @@ def _class(settings: Mapping[str, Any], config: Mapping[str, Any], names: list[s
 
 
 def _unlike_gpt2(names: list[str], vocab: dict[str, int]) -> str | None:
-    """Why a vocabulary of bytes and merged tokens cannot be one for GPT-2's pattern; None if it can."""
+    """The reason why a vocabulary was not made with GPT-2's pattern; None if it may have been."""
     splitter, numbers = WordSplitter("gpt2"), False
     if missing := [name for name in ALPHABET if name not in vocab]:
         return f"vocab: lacks the byte {missing[0]!r}, unlike GPT-2's"

@@ -25,7 +25,7 @@ def write_gpt2(tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False
     """Writes vocab.json and merges.txt. The vocabulary includes the special tokens, unmarked.
 
     Raises:
-        CannotCreateError: if a file exists and is not to be replaced, or is something else.
+        CannotCreateError: if a file exists and `overwrite` is false, or it is not such a file.
         ConfigError: unless the tokenizer is BPE with the pattern gpt2; if a special token has an ordinary token's name.
     """
     for name, kind in (("vocab.json", VOCABULARY), ("merges.txt", MERGES)):

@@ -2,12 +2,12 @@
 
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
-Files equivalent to a BPETokenizer, WordPieceTokenizer, UnigramTokenizer or PipelineTokenizer are read, and what tinylm
-wrote from any tokenizer. Everything else is refused, with the name of the field that would change ids. Hugging Face
-matches special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every
-text. A letter that is too new for the Unicode version of one of the two programs may be split differently.
+Files equivalent to a BPETokenizer, WordPieceTokenizer, UnigramTokenizer or PipelineTokenizer are read, and all files
+that tinylm writes. Everything else is refused, with the name of the field that would change ids. Hugging Face matches
+special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every text. A
+letter that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC for BPE; for WordPiece, those that join characters or replace strings.
+Not supported: normalizers other than NFC for BPE; for WordPiece, normalizers that join characters or replace strings.
 """
 
 from pathlib import Path
@@ -47,9 +47,9 @@ def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path, overwrite: bool
     """Writes a tokenizer for `tokenizers.Tokenizer.from_file` and `PreTrainedTokenizerFast(tokenizer_file=)`.
 
     Raises:
-        CannotCreateError: if the file exists and is not to be replaced, or is something else.
-        ConfigError: if ids or decoded text might differ there, because of a custom pattern or the name of a special
-            token.
+        CannotCreateError: if the file exists and `overwrite` is false, or it is not such a file.
+        ConfigError: if ids or decoded text might differ in Hugging Face, because of a custom pattern or the name of a
+            special token.
     """
     check_target(path, TOKENIZER_JSON, overwrite)
     write_json(path, to_tokenizer_json(tokenizer))
@@ -83,7 +83,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The post_processor that puts marks around a text, if the file that was read had one."""
+    """The post_processor that puts marks around a text; None if the original file had none."""
     begin, template = tokenizer.marks.begin, tokenizer.origin.get("template")
     if isinstance(template, dict):
         return template
@@ -115,7 +115,7 @@ def _pipeline_steps(tokenizer: PipelineTokenizer) -> dict[str, Any]:
 
 
 def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: str) -> dict:
-    """The steps of a table of words. Without the special token `unknown`, unknown words raise an error in both."""
+    """The steps for a table of words. Without the special token `unknown`, both programs refuse unknown words."""
     vocab = vocabulary(words, list(tokenizer.special_tokens), range(tokenizer.vocab_size))
     return {
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
@@ -126,7 +126,7 @@ def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: s
 
 # --- reading
 
-# Field values that leave ids unchanged, besides truncation and padding, which apply only where a caller asks for them.
+# Field values that leave ids unchanged. Truncation and padding are harmless too: they apply only on request.
 HARMLESS = {
     "version": ("1.0",),
     "model.dropout": (None, 0),
@@ -148,7 +148,7 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
 
     Raises:
         MissingInputError: if there is no such file.
-        DataError: if it is damaged, of another format, or has an unsupported field that would change ids.
+        DataError: if the file is damaged, of another format, or has an unsupported field that would change ids.
     """
     return from_tokenizer_json(read_json(require(path)), source=str(path))
 
@@ -173,7 +173,7 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
 
 
 def with_template(tokenizer: Tokenizer, post_processor: Any) -> Tokenizer:
-    """The tokenizer with the ids that a post_processor puts around a text as its marks."""
+    """The tokenizer with marks from a post_processor: the ids that it puts around a text."""
     (begin, end), marks = read_template(post_processor), tokenizer.marks
     if end is None:
         return tokenizer if begin is None else tokenizer.with_marks(begin, marks.end, marks.stops)
@@ -192,7 +192,7 @@ def _check_fields(values: dict[str, Any]) -> None:
 
 
 def _from_word_level(values: dict[str, Any]) -> Tokenizer:
-    """A table of words that tinylm wrote. It is written again and compared; any difference is refused."""
+    """Reads a table of words that tinylm wrote. It is exported again and compared; any difference is refused."""
     vocab, special = values["model"]["vocab"], [token["content"] for token in values.get("added_tokens") or []]
     words = sorted(vocab.keys() - set(special), key=vocab.__getitem__)
     match values.get("pre_tokenizer"):

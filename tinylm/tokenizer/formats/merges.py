@@ -19,9 +19,9 @@ from tinylm.tokenizer.fast.merging import Pair, merge_word
 class NamedMerges:
     """Merges read one by one, by the names of their tokens.
 
-    One fact is used throughout. Take a stretch of a word whose borders no merge has crossed so far. It went through
-    the same steps as if it were a word by itself. So if its bytes alone become one token within the first k merges,
-    they become that token before any later merge applies, in every word.
+    Everything here follows from one fact. Take a stretch of a word whose borders no merge has crossed so far. It went
+    through the same steps as if it were a word by itself. So if its bytes alone become one token within the first k
+    merges, they become that token before any later merge applies, in every word.
 
     Attributes:
         names: of the bytes and merged tokens, in BPETokenizer's order
@@ -89,8 +89,9 @@ class NamedMerges:
     def add_by_rank(self, name: str) -> None:
         """Appends the merge that makes the token of the next rank.
 
-        Its pair is what tiktoken's rule leaves of its bytes at lower ranks. By the fact above, no other pair with these
-        bytes exists in any word when this rank's turn comes. So tiktoken's rule and the merges agree.
+        The pair consists of the two tokens into which tiktoken's rule merges its bytes at lower ranks. By the fact
+        above, no other pair with these bytes exists in any word when this rank is reached. So tiktoken's rule and the
+        merges agree.
 
         Raises:
             ConfigError: if more than two tokens are left.
@@ -143,7 +144,7 @@ def vocabulary(names: Sequence[str], special_tokens: Sequence[str], ids: Sequenc
 
 @contextlib.contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turns errors in a file's content into a DataError with the file's name and what was expected."""
+    """Converts errors in a file's content to a DataError with the file's name and the expected format."""
     try:
         yield
     except TinyLMError as error:

@@ -1,10 +1,10 @@
-"""The wire format of Protocol Buffers: a message is a list of numbered fields, whose meaning the reader must know.
+"""The wire format of Protocol Buffers: a message is a list of numbered fields. Their meaning is not in the message.
 
     12 05 68 65 6c 6c 6f        key 0x12: number 2, type 2 (bytes); length 5; "hello"
 
-A key is `number << 3 | type`. Keys, lengths and integers are varints: seven bits a byte, the lowest first, all but the
-last with the high bit set. The types are 0 (varint), 1 (8 bytes), 2 (bytes) and 5 (4 bytes); groups (3 and 4), which
-have long been deprecated, are refused.
+A key is `number << 3 | type`. Keys, lengths and integers are varints: seven bits per byte, the lowest first; all bytes
+but the last have the high bit set. The types are 0 (varint), 1 (8 bytes), 2 (bytes) and 5 (4 bytes). Groups (3 and 4),
+long deprecated, are refused.
 """
 
 import struct
@@ -21,7 +21,7 @@ class Field(NamedTuple):
     """One field of a message.
 
     Attributes:
-        number: says which field it is
+        number: identifies the field
         type: VARINT, FIXED64, BYTES or FIXED32
         value: an integer for VARINT, else the bytes
     """
@@ -59,7 +59,7 @@ def read_message(data: bytes, name: str) -> list[Field]:
 
 
 def _read_varint(data: bytes, place: int, name: str) -> tuple[int, int]:
-    """The integer that begins at a byte, and the place behind it."""
+    """The integer that begins at a byte, and the offset after it."""
     value = shift = 0
     for place in range(place, min(place + 10, len(data))):  # noqa: B020
         value |= (data[place] & 0x7F) << shift
@@ -90,7 +90,7 @@ def _varint(value: int) -> bytes:
 
 
 def last(fields: Sequence[Field], number: int, kind: int) -> int | bytes | None:
-    """The value of a field, of which the last counts; None if it is missing.
+    """The last value of a field; None if the field is missing.
 
     Raises:
         ConfigError: if it has another type.
@@ -105,7 +105,7 @@ def last(fields: Sequence[Field], number: int, kind: int) -> int | bytes | None:
 
 
 def integer(fields: Sequence[Field], number: int, default: int = 0) -> int:
-    """An integer or a truth value; negative ones are those of 64 bits."""
+    """An integer or Boolean field; integers are signed, of 64 bits."""
     value = last(fields, number, VARINT)
     if not isinstance(value, int):
         return default
@@ -114,18 +114,18 @@ def integer(fields: Sequence[Field], number: int, default: int = 0) -> int:
 
 
 def text(fields: Sequence[Field], number: int, default: str = "") -> str:
-    """A string. Raises UnicodeDecodeError if it is not UTF-8."""
+    """A string field. Raises UnicodeDecodeError if it is not UTF-8."""
     value = last(fields, number, BYTES)
     return value.decode() if isinstance(value, bytes) else default
 
 
 def number32(fields: Sequence[Field], number: int, default: float = 0.0) -> float:
-    """A number of 32 bits."""
+    """A float32 field."""
     value = last(fields, number, FIXED32)
     return struct.unpack("<f", value)[0] if isinstance(value, bytes) else default
 
 
 def message(fields: Sequence[Field], number: int, name: str) -> list[Field]:
-    """The fields of an inner message; those of several, which count as one."""
+    """The fields of an inner message. Several inner messages with this number count as one."""
     last(fields, number, BYTES)
     return [each for field in fields if field.number == number for each in read_message(bytes(field.value), name)]

@@ -1,7 +1,7 @@
-"""SentencePiece's BPE as it, llama.cpp and llama2.c compute it: pieces with scores instead of merges.
+"""BPE by scores of pieces instead of merges, as in SentencePiece, llama.cpp and llama2.c.
 
-Of all neighbours whose pieces join to a piece, the pair with the highest score is joined first. A `CharacterBPE` that
-has merges comes to the same if they are all those pairs, in the order of the scores of what they make.
+Of all neighbours that join to a piece, the pair whose piece has the highest score is joined first. A `CharacterBPE`
+with merges is equivalent if its merges are all such pairs, ordered by the score of the joined piece.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.characters import CharacterBPE, all_merges
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
-UNKNOWN = "<unk>"  # never a token of a text, since bytes stand for unknown characters
+UNKNOWN = "<unk>"  # never occurs in encoded text, since unknown characters become bytes
 
 
 class Pieces(NamedTuple):
     """The pieces of a tokenizer.
 
     Attributes:
-        names: id -> piece, with spaces written ▁ and bytes written <0x0A>
+        names: id -> piece; a space is written ▁, and a byte <0x0A>
         scores: id -> score
         special: ids of special tokens
         plain: ids of added tokens that are found in every text
@@ -41,7 +41,7 @@ def to_pieces(tokenizer: Tokenizer, program: str) -> Pieces:
     if not isinstance(tokenizer, PipelineTokenizer) or not isinstance(tokenizer.core, CharacterBPE):
         raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no pieces with scores, which {program} needs")
     if tokenizer.prefix not in ("always", "none") or tokenizer.core.words or tokenizer.normalization:
-        raise ConfigError(f"tokenizer: its spaces are put or split otherwise than in {program}, or it normalizes text")
+        raise ConfigError(f"tokenizer: handles spaces differently from {program}, or normalizes text")
     if tokenizer.core.unknown is not None or tokenizer.core.unused:
         raise ConfigError(f"tokenizer: has no bytes for unknown characters, or unused pieces, unlike {program}")
     check_added(tokenizer, program)
@@ -54,23 +54,23 @@ def to_pieces(tokenizer: Tokenizer, program: str) -> Pieces:
 
 
 def check_added(tokenizer: PipelineTokenizer, program: str) -> None:
-    """Refuses added tokens that take white space or must stand alone, which other programs do not know."""
+    """Refuses added tokens that include white space or must be single words, which the program does not support."""
     for token in tokenizer.added:
         for flag in ("lstrip", "rstrip", "single_word"):
             if getattr(token, flag):
-                raise ConfigError(f"tokenizer: added token {token.content!r} has {flag}, which {program} does not know")
+                raise ConfigError(f"tokenizer: added token {token.content!r} has {flag}, which {program} lacks")
 
 
 def scores_of(core: CharacterBPE, added: set[int], program: str) -> dict[int, float]:
-    """The score of each piece, by id; for a core with merges minus its rank, or 0 if nothing is joined to it.
+    """Id -> score of each piece. If the core has merges, the score is minus the rank, or 0 for a piece without merges.
 
     Args:
         core: the pieces
-        added: ids of added tokens, which nothing is joined to
-        program: the one that needs scores, for errors
+        added: ids of added tokens, which no merge makes
+        program: the program that needs scores, for error messages
 
     Raises:
-        ConfigError: if no scores give the ids that the merges give.
+        ConfigError: if no scores give the same ids as the merges.
     """
     if core.scores is not None:
         return {core.vocab[name]: score for name, score in core.scores.items()}
@@ -91,10 +91,10 @@ def scores_of(core: CharacterBPE, added: set[int], program: str) -> dict[int, fl
 
 
 def from_pieces(names: list[str], scores: list[float], special: set[int]) -> PipelineTokenizer:
-    """The tokenizer of pieces with scores, which puts a space before every text.
+    """A tokenizer from pieces with scores. It puts a space before every text.
 
     Args:
-        names: piece of each id, with spaces written ▁
+        names: the piece of each id, with spaces written ▁
         scores: score of each id
         special: ids of special tokens
 

@@ -1,14 +1,14 @@
-"""SentencePiece's `.model` files: pieces with scores, and how text is normalized, in a message of Protocol Buffers.
+"""SentencePiece's `.model` files: a Protocol Buffers message with pieces, scores and normalization.
 
     pieces              "▁the", -3.2, normal     "<s>", 0, control     "<0x0A>", 0, byte
     trainer_spec        model_type, byte_fallback, eos_id ...
     normalizer_spec     precompiled_charsmap, add_dummy_prefix, remove_extra_whitespaces ...
 
-A model of type unigram becomes a UnigramTokenizer; one of type bpe or char a PipelineTokenizer with a core of
-characters. The pieces of type control and unknown become special tokens, which SentencePiece never finds in a text;
-user-defined symbols are found in every text. What only training reads is kept in `Tokenizer.origin`.
+A model of type unigram becomes a UnigramTokenizer; a model of type bpe or char becomes a PipelineTokenizer with a
+`CharacterBPE`. Pieces of type control and unknown become special tokens, which SentencePiece never finds in a text;
+user-defined symbols are found in every text. Fields that only training reads are kept in `Tokenizer.origin`.
 
-Not supported: the type word, and a denormalizer.
+Not supported: the model type word, and denormalizers.
 """
 
 import base64
@@ -53,11 +53,11 @@ from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 
-SYMBOL_SCORE = 0.1  # of a user-defined symbol, for each byte but its first
+SYMBOL_SCORE = 0.1  # score of a user-defined symbol per byte after the first
 
 
 def is_sentencepiece(head: bytes) -> bool:
-    """Whether a file that begins so is a SentencePiece model: a piece, in which the name of the piece comes first."""
+    """Whether the first bytes of a file are those of a SentencePiece model: a piece that begins with its name."""
     return head[:1] == b"\n" and head[2:3] == b"\n"
 
 
@@ -66,11 +66,11 @@ def read_sentencepiece(path: str | Path) -> Tokenizer:
 
     Raises:
         MissingInputError: if there is no such file.
-        DataError: if it is damaged, or of a type that tinylm does not read.
+        DataError: if the model is damaged, or of a type that tinylm does not read.
     """
     path = require(path)
     if file_size(path) > MAX_BYTES:
-        raise DataError(f"{path}: is no SentencePiece model, which has at most {MAX_BYTES:,} bytes")
+        raise DataError(f"{path}: is not a SentencePiece model: it has more than {MAX_BYTES:,} bytes")
     with reading(path, "a SentencePiece model"):
         return from_sentencepiece(path.read_bytes())
 
@@ -79,7 +79,7 @@ def from_sentencepiece(data: bytes) -> Tokenizer:
     """The tokenizer of a model file with these bytes.
 
     Raises:
-        ConfigError: if it is damaged, or of a type that tinylm does not read.
+        ConfigError: if the model is damaged, or of a type that tinylm does not read.
     """
     model = read_message(data, "model")
     if missing := {ModelField.TRAINER, ModelField.NORMALIZER} - {field.number for field in model}:
@@ -130,7 +130,7 @@ def _read_normalizer(spec: list[Field], trainer: list[Field], symbols: list[str]
 
 
 def _ids(pieces: Sequence[Piece], *types: PieceType) -> list[int]:
-    """The ids of the pieces of some types."""
+    """The ids of the pieces of the given types."""
     return [token for token, piece in enumerate(pieces) if piece.type in types]
 
 
@@ -159,7 +159,7 @@ def _characters(
 
 
 def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, trainer: list[Field]) -> UnigramTokenizer:
-    """A UnigramTokenizer. User-defined symbols have a score of 0 or more, so that they win against other pieces."""
+    """A UnigramTokenizer. User-defined symbols get scores of at least 0, so that other pieces never win."""
     byte_fallback = bool(integer(trainer, TrainerField.BYTE_FALLBACK))
     scores: list[float | None] = []
     for piece in pieces:
@@ -183,7 +183,7 @@ def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, train
 
 
 def _marked(tokenizer: Tokenizer, pieces: Sequence[Piece], trainer: list[Field]) -> Tokenizer:
-    """The tokenizer with the end of text that the model names, if it is a control piece."""
+    """The tokenizer with the model's end of text as its end mark, if that is a control piece."""
     end = integer(trainer, TrainerField.EOS_ID, 2)
     if not 0 <= end < len(pieces) or pieces[end].type != PieceType.CONTROL or tokenizer.marks.end == end:
         return tokenizer
@@ -191,7 +191,7 @@ def _marked(tokenizer: Tokenizer, pieces: Sequence[Piece], trainer: list[Field])
 
 
 def _origin(model: list[Field]) -> str:
-    """All of a model but its pieces and its charsmap, in base64."""
+    """The model without its pieces and charsmap, in base64."""
     others = []
     for field in model:
         if field.number == ModelField.NORMALIZER:

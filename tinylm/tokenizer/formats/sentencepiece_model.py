@@ -1,6 +1,6 @@
-"""The parts of SentencePiece's `.model` files that tinylm reads: numbers of fields, types of pieces.
+"""Field numbers and piece types of SentencePiece's `.model` files, as far as tinylm reads them.
 
-The names are those of sentencepiece_model.proto.
+The names follow sentencepiece_model.proto.
 """
 
 import math
@@ -12,7 +12,7 @@ from tinylm.errors import ConfigError
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 
-ORIGIN = "tokenizer.model"  # the key of `Tokenizer.origin` for what only training reads
+ORIGIN = "tokenizer.model"  # key in `Tokenizer.origin` for the fields that only training reads
 LONGEST = 512  # characters of a piece
 
 
@@ -54,7 +54,7 @@ class PieceType(IntEnum):
 
 
 class Piece(NamedTuple):
-    """A piece of the vocabulary, whose id is its place.
+    """A piece of the vocabulary. Its id is its index.
 
     Attributes:
         name: the piece, with spaces written ▁
@@ -68,11 +68,11 @@ class Piece(NamedTuple):
 
 
 def check_pieces(pieces: Sequence[Piece], byte_fallback: bool) -> None:
-    """Checks what SentencePiece checks, and that all names differ.
+    """Makes SentencePiece's own checks, and checks that all names are distinct.
 
     Raises:
-        ConfigError: for a piece without name, finite score or known type; unless there is one `<unk>`, and all bytes
-            or none.
+        ConfigError: if a piece lacks a name, a finite score or a known type; if there is not exactly one `<unk>`; if
+            only some bytes are pieces.
     """
     types = [piece.type for piece in pieces]
     for token, piece in enumerate(pieces):
@@ -83,12 +83,12 @@ def check_pieces(pieces: Sequence[Piece], byte_fallback: bool) -> None:
     if len({piece.name for piece in pieces}) < len(pieces):
         raise ConfigError("pieces must have distinct names")
     if types.count(PieceType.UNKNOWN) != 1:
-        raise ConfigError(f"one piece must be that of unknown characters, got {types.count(PieceType.UNKNOWN)}")
+        raise ConfigError(f"exactly one piece must have the type unknown, got {types.count(PieceType.UNKNOWN)}")
     names = {piece.name for piece in pieces if piece.type == PieceType.BYTE}
     if names != ({*BYTE_NAMES} if byte_fallback else set()):
         raise ConfigError(f"byte_fallback is {str(byte_fallback).lower()}, but {len(names)} pieces are bytes")
 
 
 def plain_normalizer(prefix: bool) -> SentencePieceNormalizer:
-    """The normalizer of a PipelineTokenizer that has none, but may put a space before a text."""
+    """The normalizer that changes nothing but may put a space before a text."""
     return SentencePieceNormalizer(add_dummy_prefix=prefix, remove_extra_whitespaces=False)

@@ -1,6 +1,6 @@
 """Writes SentencePiece's `.model` files, whose fields sentencepiece_model.py names.
 
-A model that was read is written again byte for byte: what only training reads comes from `Tokenizer.origin`.
+A model that was read is written again byte for byte. Fields that only training reads come from `Tokenizer.origin`.
 """
 
 import base64
@@ -46,14 +46,14 @@ MODEL = FileKind("a SentencePiece model", rb"\n.\n")
 
 
 class Model(NamedTuple):
-    """The content of a model file, apart from what only training reads.
+    """The content of a model file, except the fields that only training reads.
 
     Attributes:
         type: ModelType.BPE or ModelType.UNIGRAM
         pieces: in the order of their ids
         normalizer: how text is normalized
         byte_fallback: whether characters without a piece become bytes
-        surface: what `<unk>` is decoded to
+        surface: the text that `<unk>` decodes to
     """
 
     type: int
@@ -66,11 +66,11 @@ class Model(NamedTuple):
 def write_sentencepiece(tokenizer: Tokenizer, path: str | Path, overwrite: bool = False) -> None:
     """Writes a `.model` that SentencePiece reads.
 
-    One that has bytes for unknown characters gets a piece `<unk>`, if it has none, behind all others.
+    If the tokenizer has bytes for unknown characters but no piece `<unk>`, one is added after all others.
 
     Raises:
-        CannotCreateError: if the file exists and is not to be replaced, or is something else.
-        ConfigError: if ids might differ there.
+        CannotCreateError: if the file exists and `overwrite` is false, or it is not such a file.
+        ConfigError: if ids might differ in SentencePiece.
     """
     check_target(path, MODEL, overwrite)
     data = to_sentencepiece(tokenizer)
@@ -124,7 +124,7 @@ def _write_piece(piece: Piece) -> bytes:
 
 
 def _new_trainer(model: Model, end: int | None) -> list[Field]:
-    """The trainer_spec of a tokenizer that SentencePiece did not train: what its programs read of it."""
+    """A trainer_spec for a tokenizer that SentencePiece did not train, with the fields that its programs read."""
     unknown = next(token for token, piece in enumerate(model.pieces) if piece.type == PieceType.UNKNOWN)
     end = -1 if end is None or model.pieces[end].type != PieceType.CONTROL else end
     fields: list[Field] = []
@@ -149,14 +149,14 @@ def _new_trainer(model: Model, end: int | None) -> list[Field]:
 
 
 def _with(fields: list[Field], number: int, value: int, default: int) -> list[Field]:
-    """The fields with this value of one of them."""
+    """The fields with one value replaced."""
     if integer(fields, number, default) == value:
         return fields
     return _inserted([field for field in fields if field.number != number], Field(number, VARINT, value))
 
 
 def _inserted(fields: list[Field], new: Field) -> list[Field]:
-    """The fields with one more, behind those of smaller numbers."""
+    """The fields with a new one inserted in the order of their numbers."""
     place = next((place for place, field in enumerate(fields) if field.number > new.number), len(fields))
     return [*fields[:place], new, *fields[place:]]
 
@@ -170,7 +170,7 @@ def _model_of_characters(tokenizer: PipelineTokenizer, core: CharacterBPE) -> Mo
     else:
         normalizer = None
     if not isinstance(normalizer, SentencePieceNormalizer) or core.words or normalizer.strips != tokenizer.strip:
-        raise ConfigError("tokenizer: its spaces are put or split otherwise than in SentencePiece")
+        raise ConfigError("tokenizer: handles spaces differently from SentencePiece")
     check_added(tokenizer, "SentencePiece")
     added = {token.id for token in tokenizer.added}
     pieces = {
@@ -208,14 +208,14 @@ def _type_of(token: AddedToken, core: CharacterBPE, normalizer: SentencePieceNor
 
 
 def _model_of_unigram(tokenizer: UnigramTokenizer) -> Model:
-    """The model of a UnigramTokenizer. Without ▁ for spaces, SentencePiece leaves them as they are, too."""
+    """The model of a UnigramTokenizer. If it has no ▁ for spaces, SentencePiece keeps spaces too."""
     normalizer = tokenizer.normalizer
     if normalizer is None:
         normalizer = SentencePieceNormalizer("", False, False, escape_whitespaces=tokenizer.marker)
     if not isinstance(normalizer, SentencePieceNormalizer) or tokenizer.spacing or tokenizer.split != "pieces":
-        raise ConfigError("tokenizer: it normalizes or splits text otherwise than SentencePiece")
+        raise ConfigError("tokenizer: normalizes or splits text differently from SentencePiece")
     if (normalizer.escape_whitespaces, normalizer.strips) != (tokenizer.marker, tokenizer.strip):
-        raise ConfigError("tokenizer: it writes or drops spaces otherwise than SentencePiece")
+        raise ConfigError("tokenizer: writes or drops spaces differently from SentencePiece")
     if tokenizer.unknown_score is not None and not tokenizer.model.closed:
         raise ConfigError("tokenizer: unknown characters have another score than in SentencePiece")
     names = [*tokenizer.pieces, *(name for name in tokenizer.special_tokens if name not in {*tokenizer.pieces})]
@@ -240,8 +240,8 @@ def _piece(
         return Piece(name, 0.0, PieceType.USER_DEFINED)
     if "\0" in name or (SPACE in name and not tokenizer.marker):
         raise ConfigError(
-            f"piece {token}: has NUL, or ▁ that is no space, which SentencePiece cannot tell apart: {name!r}"
+            f"piece {token}: has NUL, or a ▁ that is not a space, which SentencePiece cannot tell apart: {name!r}"
         )
     if score is not None and struct.unpack("<f", struct.pack("<f", score))[0] != score:
-        raise ConfigError(f"piece {token}: its score {score} needs more than the 32 bits that SentencePiece has")
+        raise ConfigError(f"piece {token}: SentencePiece has float32 scores, which cannot hold {score}")
     return Piece(name, score or 0.0, PieceType.UNUSED if score is None else PieceType.NORMAL)

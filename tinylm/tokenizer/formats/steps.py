@@ -1,7 +1,7 @@
 """The steps of a tokenizer.json, read into the options of our tokenizers.
 
-Each function takes the value of one field and raises ConfigError, with the field, for anything that would change ids
-and has no counterpart.
+Each function takes the value of one field. It raises ConfigError, with the field, for anything that would change ids
+and is not supported.
 """
 
 import json
@@ -21,8 +21,8 @@ GPT4 = (
 )
 SPELLINGS = PATTERNS | {"gpt4": GPT4}
 
-# The syntax that Hugging Face's engine (Oniguruma) and `regex` read alike. Excluded: \w, which matches ² in Oniguruma
-# only; possessive {1,3}+; nested sets; and, under (?i:, pairs that Oniguruma folds to one letter, such as ss and ß.
+# Syntax that means the same in Hugging Face's engine (Oniguruma) and in `regex`. Excluded: \w, which matches ² only in
+# Oniguruma; possessive {1,3}+; nested sets; and, under (?i:, pairs that Oniguruma folds to one letter: ss and ß.
 ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
 FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
 PORTABLE = regex.compile(
@@ -32,7 +32,7 @@ PORTABLE = regex.compile(
 
 
 def spelling(pattern: str) -> str:
-    """The regular expression that is written for a pattern.
+    """The regular expression of a pattern for tokenizer.json.
 
     Raises:
         ConfigError: if Hugging Face's engine might read it differently, or it is invalid.
@@ -52,7 +52,7 @@ def spelling(pattern: str) -> str:
 
 
 def read_pattern(pre_tokenizer: Any) -> tuple[str, bool]:
-    """The pattern of a byte-level pre_tokenizer, by name if it has one, and whether it puts a space before a text."""
+    """The pattern of a byte-level pre_tokenizer, as a name if it has one, and whether it prepends a space."""
     steps = pre_tokenizer["pretokenizers"] if type_of(pre_tokenizer) == "Sequence" else [pre_tokenizer]
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": bool(prefix), **more}]:
@@ -90,7 +90,7 @@ def read_normalizer(normalizer: Any) -> list[str]:
 
 
 def read_metaspace(pre_tokenizer: Any) -> tuple[str, bool] | None:
-    """The prefix of a Metaspace pre_tokenizer, as in PipelineTokenizer, and whether words are split; None for none."""
+    """The prefix of a Metaspace pre_tokenizer, as in PipelineTokenizer, and whether it splits words; None for None."""
     match pre_tokenizer:
         case None:
             return None
@@ -108,7 +108,7 @@ MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
 
 def without_idle_split(pre_tokenizer: Any, normalizer: Any) -> Any:
-    """The pre_tokenizer; None for a Split at spaces where the normalizer has left none, as in Gemma's file."""
+    """The pre_tokenizer; None if it splits at spaces but the normalizer leaves no spaces, as in Gemma's file."""
     match pre_tokenizer:
         case {"type": "Split", "pattern": {"String": " "}, "behavior": str(), "invert": False, **more} if not more:
             steps = flat(normalizer, "normalizers")
@@ -135,7 +135,7 @@ def read_decoder(decoder: Any) -> bool:
 
 
 def read_template(post_processor: Any) -> tuple[int | None, int | None]:
-    """The ids that a post_processor puts before and behind every text; None for none."""
+    """The ids that a post_processor puts before and after every text, each or None."""
     before: list[Any] = []
     behind: list[Any] = []
     for step in flat(post_processor, "processors"):
@@ -155,7 +155,7 @@ def read_template(post_processor: Any) -> tuple[int | None, int | None]:
 
 
 def _around(parts: list[Any], tokens: Any) -> tuple[list[Any], list[Any]]:
-    """The ids before and behind the text in the parts of a template."""
+    """The ids before and after the text in the parts of a template."""
     found: list[list[Any]] = [[]]
     for part in parts:
         match part:
@@ -174,7 +174,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_added(added: list[dict[str, Any]], vocab: dict[str, int]) -> list[AddedToken]:
-    """The added tokens. Hugging Face numbers those outside the vocabulary, whatever the file says."""
+    """The added tokens. Hugging Face ignores the file's ids of tokens outside the vocabulary and numbers them."""
     following, found = len(vocab), []
     for token in added:
         expected = vocab.get(token["content"], following)
@@ -203,6 +203,6 @@ def type_of(step: Any) -> str | None:
 
 
 def unknown(field: str, value: Any) -> ConfigError:
-    """The error for a field whose value has no counterpart."""
+    """The error for a field with an unsupported value."""
     shown = regex.sub(r'("(?:[^"\\]|\\.){30})(?:[^"\\]|\\.)+"', r'\1..."', json.dumps(value))  # shortens long patterns
     return ConfigError(f"{field} is {shown if len(shown) < 400 else shown[:400] + '...'}; tinylm does not support this")

@@ -1,6 +1,6 @@
-"""tiktoken's ranks: one token a line, its bytes in base64 and its rank.
+"""tiktoken's ranks: a file with one token per line, its bytes in base64 and its rank.
 
-A file is read or written only if both programs give the same ids for any text. It records neither the pattern nor the
+A file is read or written only if both programs give the same ids for every text. It records neither the pattern nor the
 special tokens.
 """
 
@@ -65,8 +65,8 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | Path, overwrite: bool = Fal
     `tokenizer.special_tokens`.
 
     Raises:
-        CannotCreateError: if the file exists and is not to be replaced, or is something else.
-        ConfigError: if the tokenizer is not BPE, or tiktoken would merge differently, with the token.
+        CannotCreateError: if the file exists and `overwrite` is false, or it is not such a file.
+        ConfigError: if the tokenizer is not BPE, or tiktoken would merge a token differently.
     """
     check_target(path, RANKS, overwrite)
     refuse_own_class(tokenizer, ".tiktoken")

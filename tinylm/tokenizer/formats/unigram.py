@@ -2,12 +2,13 @@
 
     normalizer > pre_tokenizer (Metaspace: spaces become ▁) > model: [[piece, log probability], ...]
 
-`tokenizers` finds every piece in a text whatever it is named: the text `<0x0A>` may become the byte of a line end, and
-is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches, if each
-character of their names is a piece; otherwise a notice names a text that `tokenizers` reads differently. The name of a
-special token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
+`tokenizers` finds the names of all pieces in a text: the text `<0x0A>` may become the byte of a line end, and tinylm
+reads such files the same way. Models of tinylm are written with log probabilities so low that no text gives the name of
+a byte, if each character of the names is a piece; otherwise a notice names a text that `tokenizers` reads differently.
+`tokenizers` also finds the name of a special token that normalization makes, such as `<UNK>` in lower case; tinylm does
+not.
 
-Not supported: pre_tokenizers other than Metaspace and WhitespaceSplit with it, patterns of anything but spaces.
+Not supported: pre_tokenizers other than Metaspace, alone or after WhitespaceSplit; patterns other than spaces.
 """
 
 import math
@@ -30,8 +31,8 @@ from tinylm.tokenizer.unigram import UNKNOWN_PENALTY, UnigramTokenizer
 FIELDS = {"type", "unk_id", "vocab", "byte_fallback"}
 UNMARK = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-PREFIXES = {"each": "always", "first": "first", "none": "never"}  # as read_metaspace has them
-FAR = 10  # a byte is so many times as unlikely as the rarest piece: its name has six characters
+PREFIXES = {"each": "always", "first": "first", "none": "never"}  # result of read_metaspace -> prefix of Spacing
+FAR = 10  # times the smallest score is the score of a byte: less than the sum of the six characters of its name
 
 # --- reading
 
@@ -40,7 +41,7 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
     """The tokenizer of a tokenizer.json whose model is a unigram model.
 
     Raises:
-        ConfigError: for a field that would change ids and is not supported; names it.
+        ConfigError: for an unsupported field that would change ids, with its name.
     """
     model = values["model"]
     if more := model.keys() - FIELDS:
@@ -72,7 +73,7 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
 
 
 def _read_steps(values: dict[str, Any]) -> dict[str, Any]:
-    """The options for normalizer and pre_tokenizer."""
+    """The options of UnigramTokenizer for a normalizer and a pre_tokenizer."""
     steps = flat(values.get("normalizer"), "normalizers")
     if any(step_of(step) is None for step in steps):
         raise unknown("normalizer", next(step for step in steps if step_of(step) is None))
@@ -109,7 +110,7 @@ def _read_decoder(decoder: Any, marker: bool, fallback: bool) -> bool:
 
 
 def _read_added(values: dict[str, Any], pieces: Sequence[str]) -> tuple[list[str], list[AddedToken] | None]:
-    """The names of special tokens, and all added tokens if a PipelineTokenizer must find them."""
+    """The names of special tokens, and all added tokens if a PipelineTokenizer is needed to find them, else None."""
     numbers = {piece: token for token, piece in enumerate(pieces)}
     added = read_added(values.get("added_tokens") or [], numbers)
     plain = [AddedToken(token.content, token.id) for token in added]
@@ -122,9 +123,9 @@ def _read_added(values: dict[str, Any], pieces: Sequence[str]) -> tuple[list[str
 def _without_names(
     pieces: Sequence[str], scores: Sequence[float | None], names: Sequence[str], special: set[str]
 ) -> list[float | None]:
-    """The scores, with None for those of these names that no text has.
+    """The scores, with None for the names that no text can give.
 
-    Such a name is more likely spelled by other pieces, or has the score with which tinylm writes it.
+    Such a name is more likely to be spelled by other pieces, or has the score that tinylm writes for bytes.
     """
     others = {
         piece: score
@@ -149,8 +150,8 @@ def unigram_steps(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The fields of a tokenizer.json for this tokenizer, without added tokens.
 
     Raises:
-        ConfigError: for a normalizer that Hugging Face lacks, or an unknown_score of which its own differs. Where only
-            some texts differ, as after SentencePiece's normalization, a notice counts them (converted.py).
+        ConfigError: if Hugging Face lacks the normalizer or would use another unknown_score. If only some texts get
+            other ids, as with SentencePiece's normalization, a notice counts them (converted.py).
     """
     if isinstance(tokenizer.normalizer, SentencePieceNormalizer):
         tokenizer = converted(tokenizer)
@@ -173,12 +174,12 @@ def unigram_steps(tokenizer: UnigramTokenizer) -> dict[str, Any]:
 
 
 def _tell_of_names(tokenizer: UnigramTokenizer) -> None:
-    """Says which characters are no pieces, so that `tokenizers` takes the name of a byte for the byte."""
+    """Prints a notice if `tokenizers` would read the name of a byte as the byte, since a character is not a piece."""
     spelling = {*"".join(BYTE_NAMES)} if tokenizer.byte_fallback else set()
     if missing := sorted(spelling - tokenizer.model.pieces.scores.keys()):
         name = next(name for name in BYTE_NAMES if missing[0] in name)
         notice(
-            f"tokenizer.json: {missing[0]!r} is no piece, so that tokenizers will read the text {name} as a byte; "
+            f"tokenizer.json: {missing[0]!r} is not a piece, so tokenizers will read the text {name} as a byte; "
             "tinylm reads it as text"
         )
 

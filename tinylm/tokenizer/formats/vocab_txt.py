@@ -1,7 +1,7 @@
-"""BERT's vocab.txt: one piece a line, whose number is its id.
+"""BERT's vocab.txt: one piece per line. The line number, from 0, is its id.
 
-tokenizer_config.json beside it says how text is normalized; without it the vocabulary does: one without capital letters
-is of an uncased model.
+tokenizer_config.json in the same folder gives the normalization. Without it, a vocabulary without capital letters is
+taken for uncased.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ BERTS_SETTINGS = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "d
 
 
 def is_vocab_txt(path: Path) -> bool:
-    """Whether a file is a WordPiece vocabulary, by its name or its beginning."""
+    """Whether a file is a WordPiece vocabulary, judged by its name or beginning."""
     with path.open("rb") as file:
         return path.name == VOCABULARY or b"\n[UNK]\n" in file.read(1 << 16)
 
@@ -34,7 +34,7 @@ def has_vocab_txt(folder: Path) -> bool:
 
 
 def vocab_txt_values(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer.json of a vocab.txt and its settings, as transformers' BertTokenizer has it.
+    """The tokenizer.json equivalent to a vocab.txt and its settings in transformers' BertTokenizer.
 
     Args:
         path: the vocab.txt
@@ -97,7 +97,7 @@ def _is_uncased(path: Path, pieces: list[str], special: Mapping[str, int]) -> bo
 
 
 def _berts_template(first: str, last: str, found: Mapping[str, int]) -> dict[str, Any] | None:
-    """The post_processor that puts `[CLS]` before a text and `[SEP]` behind it; None without these tokens."""
+    """The post_processor that puts `[CLS]` before a text and `[SEP]` after it; None without these tokens."""
     if first not in found or last not in found:
         return None
     begin, end, second = (
@@ -115,7 +115,7 @@ def _berts_template(first: str, last: str, found: Mapping[str, int]) -> dict[str
 
 
 def check_settings(settings: Mapping[str, Any], normalizer: Any) -> None:
-    """Refuses settings of BERT that a tokenizer.json does not follow.
+    """Refuses BERT settings that contradict a tokenizer.json.
 
     Raises:
         ConfigError: with the setting.
@@ -134,10 +134,10 @@ BERTS_CONFIG = FileKind("a tokenizer_config.json", rb'\{\s*"tokenizer_class": "B
 
 
 def write_vocab_txt(tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
-    """Writes vocab.txt, and tokenizer_config.json with how text is normalized, for transformers' BertTokenizer.
+    """Writes vocab.txt, and tokenizer_config.json with the normalization, for transformers' BertTokenizer.
 
     Raises:
-        CannotCreateError: if a file exists and is not to be replaced, or is something else.
+        CannotCreateError: if a file exists and `overwrite` is false, or it is not such a file.
         ConfigError: unless the tokenizer is WordPiece with the pattern bert, and BERT's normalizer and names.
     """
     folder = Path(folder)

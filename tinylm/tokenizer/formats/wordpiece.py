@@ -60,7 +60,7 @@ LOWERCASE = {"clean_text": False, "handle_chinese_chars": False, "strip_accents"
 
 
 def _whole_words(pattern: str, mark: str, longest: int) -> dict[str, Any]:
-    """The words of a pattern, cut so that every one can be spelled, as in `WholeWords`."""
+    """The pre_tokenizer of `WholeWords`, which cuts the words of a pattern so that every word can be spelled."""
     first = regex.escape(mark[0])
     parts = (spelling(pattern), f"{first}|[^{first}]{{1,{longest}}}")
     splits = [{"type": "Split", "pattern": {"Regex": part}, "behavior": "Isolated", "invert": False} for part in parts]
@@ -68,7 +68,7 @@ def _whole_words(pattern: str, mark: str, longest: int) -> dict[str, Any]:
 
 
 def _joined(mark: str) -> dict[str, Any]:
-    """The decoder that removes the marks, and puts nothing between pieces."""
+    """The decoder that removes the marks and joins the pieces."""
     marks = {"type": "Replace", "pattern": {"Regex": f"^{regex.escape(mark)}"}, "content": ""}
     return {"type": "Sequence", "decoders": [marks, {"type": "Fuse"}]}
 
@@ -80,7 +80,7 @@ def from_wordpiece(values: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a tokenizer.json with a WordPiece model, without its post_processor.
 
     Raises:
-        ConfigError: for a field that would change ids and is not supported, with its name.
+        ConfigError: for an unsupported field that would change ids, with its name.
     """
     model = values["model"]
     for name, value in model.items():
@@ -110,7 +110,7 @@ def from_wordpiece(values: Mapping[str, Any]) -> Tokenizer:
 
 
 def _without_special(pieces: list[str], added: list[AddedToken]) -> list[str]:
-    """The pieces without the added tokens at their end, which are numbered behind them anyway."""
+    """The pieces without the added tokens at their end, whose ids follow the pieces anyway."""
     names = [token.content for token in added]
     while pieces and names and pieces[-1] == names[-1]:
         pieces, names = pieces[:-1], names[:-1]
@@ -136,14 +136,14 @@ def _read_normalizer(normalizer: Any) -> dict[str, Any] | None:
 
 
 def _may_repeat(normalizer: dict[str, Any] | None) -> bool:
-    """Whether a normalizer leaves normalized text as it is: a pipeline applies it before the core applies it again."""
+    """Whether a normalizer is idempotent, as a pipeline needs: pipeline and core both apply it."""
     types = [step["type"] for step in (normalizer or {}).get("steps", ())]
     forms = [place for place, name in enumerate(types) if name in ("NFD", "NFKD")]
     return not {"Lowercase", "StripAccents"} & {*types[: max(forms, default=0)]}
 
 
 def _read_words(values: Mapping[str, Any], mark: str, longest: int) -> dict[str, Any]:
-    """The pattern and `cleanup`, by the pre_tokenizer and the decoder."""
+    """The options `pattern` and `cleanup`, from the pre_tokenizer and the decoder."""
     pre_tokenizer, decoder = values.get("pre_tokenizer"), values.get("decoder")
     for pattern, name in PRE_TOKENIZERS.items():
         if pre_tokenizer == {"type": name}:

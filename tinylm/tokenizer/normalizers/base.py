@@ -36,7 +36,7 @@ class Normalizer(ABC):
 
         Args:
             text: any text
-            continues: whether more of the text stands before it, so that nothing is put before it
+            continues: whether it continues an earlier part of a text, so that nothing is put before it
         """
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Normalizer(ABC):
         """Whether `text[:cut]` and `text[cut:]`, which continues it, can be normalized independently."""
 
     def name_of(self, content: str) -> str:
-        """An added token as it stands in normalized text."""
+        """The string of an added token in normalized text."""
         return self.normalize(content)
 
     def options(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class NFC(Normalizer):
         return nfc_offsets(text)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before any character that never joins the one before it."""
+        """Text may be cut before any character that never joins the one before it."""
         return text[cut].isascii() or text[cut] not in joining()
 
 
@@ -126,9 +126,9 @@ def joining() -> frozenset[str]:
 def through(
     begins: np.ndarray, ends: np.ndarray, more_begins: np.ndarray, more_ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of a text that was changed twice: those of the second change, by way of those of the first.
+    """Composes the offsets of two changes: from the twice changed text to the original.
 
-    A character that stands for none of the text before it, at `begin == end`, stands for none of the first text.
+    A character with `begin == end` covers nothing of the text that it was made from, nor of the original.
     """
     if not len(begins):
         return more_begins, more_ends

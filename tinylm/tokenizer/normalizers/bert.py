@@ -2,8 +2,8 @@
 
     "Héllo\\tWorld!"  >  clean up, strip accents, lower case  >  "hello world!"  >  split  >  "hello" "world" "!"
 
-Almost every character is changed independently of its neighbours, so that one table from characters to strings does all
-steps at once. The table is filled as characters occur. Only marks that are not stripped may change places.
+Almost every character is changed independently of its neighbours, so one table from characters to strings does all
+steps at once. The table is filled as characters occur. Only marks that are kept may be reordered.
 """
 
 import re
@@ -44,10 +44,10 @@ class BertNormalizer(Normalizer):
     """Cleans up a text, and strips accents and case if asked.
 
     Args:
-        clean_text: control characters are removed, and white space becomes spaces
-        handle_chinese_chars: spaces are put around Chinese characters
-        strip_accents: letters are decomposed (NFD), and their marks removed; None: if `lowercase`
-        lowercase: letters become lower case, each by itself (a final sigma is σ)
+        clean_text: whether control characters are removed and white space becomes spaces
+        handle_chinese_chars: whether spaces are put around Chinese characters
+        strip_accents: whether letters are decomposed (NFD) and their marks removed. None: as `lowercase`
+        lowercase: whether letters become lower case, each by itself (a final sigma becomes σ)
     """
 
     kind = "bert"
@@ -77,15 +77,14 @@ class BertNormalizer(Normalizer):
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The offsets in a text where each character of the normalized text begins and ends, int64 (n,) each.
 
-        A space that was put beside a Chinese character has the offsets of that character. Where marks change places,
-        the offsets do not.
+        A space beside a Chinese character has the offsets of that character. Offsets ignore the reordering of marks.
         """
         counts = [len(self._table[ord(character)] or "") for character in text]
         begins = np.repeat(np.arange(len(text), dtype=np.int64), counts)
         return begins, begins + 1
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before any character but a mark, which may change places with the marks before it."""
+        """Text may be cut before any character but a mark, which may be reordered with the marks before it."""
         return not unicodedata.combining(text[cut]) and ord(text[cut]) not in ORDERED
 
     def options(self) -> dict[str, bool | None]:
@@ -99,13 +98,13 @@ class BertNormalizer(Normalizer):
 
 
 class _Table(dict[int, str | None]):
-    """Code point -> what it becomes, for `str.translate`, or None if it is removed; filled on demand."""
+    """Code point -> its replacement, or None if it is removed, for `str.translate`; filled on demand."""
 
     def __init__(self, cleans: bool, spaces: bool, strips: bool, lowers: bool) -> None:
         self.cleans, self.spaces, self.strips, self.lowers = cleans, spaces, strips, lowers
 
     def __missing__(self, point: int) -> str | None:
-        self[point] = result = self._result(point) or None  # which is faster than "" in translate
+        self[point] = result = self._result(point) or None  # translate is faster with None than with ""
         return result
 
     def _result(self, point: int) -> str:
@@ -139,14 +138,14 @@ def is_han(point: int) -> bool:
 
 
 def is_punctuation(point: int) -> bool:
-    """Whether BERT makes a character a word of its own."""
+    """Whether a character is a word by itself in BERT."""
     if point in ASCII_PUNCTUATION or point in ALSO_PUNCTUATION:
         return True
     return unicodedata.category(chr(point)).startswith("P") and point not in NO_PUNCTUATION
 
 
 class _Spaced(dict[int, str]):
-    """Code point -> the character, a space if it is white space, with spaces around if it is punctuation."""
+    """Code point -> a space for white space, punctuation between spaces, and any other character itself."""
 
     def __missing__(self, point: int) -> str:
         text = " " if point in WHITE else chr(point)

@@ -1,8 +1,8 @@
-"""Code points that BERT's normalizer in `tokenizers` treats unlike today's Unicode.
+"""Code points that BERT's normalizer in `tokenizers` treats differently from Python's Unicode data.
 
-Its categories are those of Unicode 8 and its lower case is that of Unicode 17, whatever Python's version: 14 in Python
-3.11, 16 in Python 3.14. The tables list every code point up to Unicode 17 of which the two disagree, so that the result
-does not depend on Python.
+The normalizer has the categories of Unicode 8 and the lower case of Unicode 17; Python 3.11 has Unicode 14, Python 3.14
+Unicode 16. The tables list every code point up to Unicode 17 where the two disagree, so that the result does not depend
+on Python's version.
 """
 
 
@@ -22,7 +22,7 @@ def _points(ranges: str) -> frozenset[int]:
 # control and format characters (Cc, Cf, Co) that are not removed
 KEPT = _points("890-891 8E2 110CD 13430-1343F")
 
-# marks (Mn) that are not stripped, and one that is stripped although it is no longer such a mark
+# marks (Mn) that are kept, and a character that is stripped although it is a mark no longer
 KEPT_MARKS = _points(
     """
     5C8-5C9 7FD 897-89F 8CA-8E1 9FE AFA-AFF B53-B55 C04 C3C D00 D3B-D3C D81 EBA ECE 180F 1885-1886 1ABF-1AF0 1DF6-1DFB
@@ -38,7 +38,7 @@ KEPT_MARKS = _points(
 )
 ALSO_MARKS = frozenset([0x1734])
 
-# punctuation (P) that is part of a word, and two characters that are words of their own although they are symbols
+# punctuation (P) that is part of a word, and two symbols that are words by themselves
 NO_PUNCTUATION = _points(
     """
     61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 2E60-2E63 10D6E 10EAD 10ED0 10F55-10F59 10F86-10F89
@@ -55,7 +55,7 @@ SMALL |= {0xA7DA: 0xA7DB, 0xA7DC: 0x19B}
 SMALL |= {point: point + 0x20 for point in range(0x10D50, 0x10D66)}
 SMALL |= {point: point + 0x1B for point in range(0x16EA0, 0x16EB9)}
 
-# marks that are not stripped, but put into canonical order: of later versions, then spacing ones
+# marks that are kept and put into canonical order: marks of later versions, then spacing marks
 _ORDERED = _points(
     "8D4-8E1 1DFB 11442 11446 11C3F 1E000-1E006 1E008-1E018 1E01B-1E021 1E023-1E024 1E026-1E02A 1E944-1E94A"
 )
@@ -63,7 +63,7 @@ ORDERED = _ORDERED | _points(
     "1B44 1BAA 1BF2-1BF3 302E-302F A953 A9C0 111C0 11235 1134D 116B6 1D15E-1D166 1D16D-1D172 1D1BB-1D1C0"
 )
 
-# characters that are neither ordered nor decomposed: those of later versions
+# characters of later versions, which are neither ordered nor decomposed
 WHOLE = (KEPT_MARKS - _ORDERED) | _points(
     "1193D 11938 16FF0-16FF1 105C9 105E4 11383 11385 1138E 11391 113C5 113C7-113C8 16121-16128 16D68-16D6A"
 )

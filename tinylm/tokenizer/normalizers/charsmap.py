@@ -1,10 +1,10 @@
-"""SentencePiece's table of replacements (`precompiled_charsmap`), with which it normalizes text.
+"""The table of replacements (`precompiled_charsmap`) by which SentencePiece normalizes text.
 
     "ﬁ" -> "fi"      "e" U+0301 -> "é"      "\\t" -> " "      the longest string of the table is replaced first
 
-The table is a trie over the UTF-8 of the strings that are replaced (double_array.py), whose values are offsets of the
-replacements, each ended by NUL. Most characters of a text begin no string of the table; NumPy finds those that may, and
-only these are looked up.
+The table is a trie over the UTF-8 of the replaced strings (double_array.py). Its values are the offsets of the
+replacements, each terminated by NUL. Most characters of a text begin no string of the table; NumPy finds those that
+may, and only these are looked up.
 """
 
 import base64
@@ -23,15 +23,15 @@ from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.double_array import DAMAGED, NOWHERE, DoubleArray
 
 ALONE, FIRST, INNER = 1, 2, 4  # a character that is replaced alone, begins a longer string, or continues one
-LONGEST_KEY = 64  # characters that are replaced
+LONGEST_KEY = 64  # characters of a replaced string
 LONGEST = 1000  # characters of a replacement
 MOST_KNOWN = 1 << 18  # remembered steps
-SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does not replace as a whole
+SHORTEST_LONG = 6  # bytes; Hugging Face's `Precompiled` replaces only shorter graphemes as a whole
 NOTHING: Mapping[int, int] = MappingProxyType({})
 _NEAR = r"(?:\r\n|[\x00-\x7F])?"
-_GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # ASCII characters elsewhere stand alone
+_GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # other ASCII characters are graphemes
 _LETTER, _SIGNS = r"\p{InCB=Consonant}", r"[\p{InCB=Extend}\p{InCB=Linker}]"  # of Indic scripts
-_NOT_JOINED = regex.compile(rf"(?={_LETTER})(?<={_SIGNS})(?<!{_LETTER}{_SIGNS}*)")  # where `regex` sees no border
+_NOT_JOINED = regex.compile(rf"(?={_LETTER})(?<={_SIGNS})(?<!{_LETTER}{_SIGNS}*)")  # borders that `regex` misses
 
 
 class Change(NamedTuple):
@@ -55,7 +55,8 @@ class Charsmap:
         data: uint32 size of the double array in bytes, the array, the replacements; little-endian
 
     Attributes:
-        ascii_table: what ASCII characters become, for `str.translate`, if each is replaced alone; else None
+        ascii_table: code point -> replacement, for `str.translate`, if each ASCII character is replaced alone; else
+            None
 
     Raises:
         ConfigError: if the table is damaged.
@@ -75,17 +76,17 @@ class Charsmap:
 
     @property
     def replacements(self) -> list[str]:
-        """The texts that strings of the table are replaced by."""
+        """All replacements in the table."""
         return self._texts.decode("utf-8", "replace").split("\0")
 
     @property
     def characters(self) -> str:
-        """All characters of the strings that are replaced, without surrogates."""
+        """All characters of the replaced strings, except surrogates."""
         points = np.flatnonzero(self._kinds).tolist()
         return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
 
     def _find_kinds(self) -> None:
-        """Fills the kind of each character, and checks the table, one more character of its strings at a time."""
+        """Finds the kind of each character and checks the table, character by character of all strings at once."""
         points, nodes, values = self._trie.characters_from(np.array([self._trie.root]))
         self._kinds[points[values >= 0]] |= ALONE
         self._kinds[points[self._trie.continued(nodes)]] |= FIRST
@@ -111,9 +112,9 @@ class Charsmap:
         return self._texts[value : end if end >= 0 else None].decode()
 
     def _step(self, base: int, character: str) -> tuple[int, str | None]:
-        """The node that a character leads to, or NOWHERE, and the replacement of the string that ends there, if any.
+        """The node that a character leads to, and the replacement of the string that ends there, or None.
 
-        A node without children is NOWHERE, too.
+        The node is NOWHERE if there is none or it has no children.
         """
         if (step := self._known.get((base, character))) is not None:
             return step
@@ -131,11 +132,11 @@ class Charsmap:
     # --- text
 
     def changes(self, text: str, kept: Mapping[int, int] = NOTHING) -> list[Change]:
-        """The replacements in a text, in order: at each place that of the longest string, as in SentencePiece.
+        """The replacements in a text, in order. The longest string at each position is replaced, as in SentencePiece.
 
         Args:
             text: any text
-            kept: where parts begin that are not changed, and where they end; they are found before strings of the table
+            kept: begin -> end of the parts that stay unchanged; they take precedence over strings of the table
         """
         found, done = [], 0
         candidates = self._candidates(text)
@@ -165,7 +166,7 @@ class Charsmap:
         return found.nonzero()[0].tolist()
 
     def normalize(self, text: str) -> str:
-        """The text with all replacements, as in SentencePiece but for white space."""
+        """The text with all replacements, as in SentencePiece except for white space."""
         if self.ascii_table is not None and text.isascii():
             return text.translate(self.ascii_table)
         return applied(text, self.changes(text))
@@ -173,8 +174,8 @@ class Charsmap:
     def changes_by_grapheme(self, text: str) -> list[Change]:
         """The replacements in a text, as in Hugging Face's `Precompiled`.
 
-        A grapheme (a letter with its marks) of fewer than six bytes is replaced as a whole by the replacement of the
-        shortest string that it begins with; in others each character is replaced by itself.
+        A grapheme (a letter with its marks) of fewer than six bytes is looked up as a whole: it becomes the replacement
+        of the shortest string of the table that it begins with. Otherwise each character is replaced by itself.
         """
         found, done = [], 0
         for run in _GRAPHEMES.finditer(text):
@@ -203,7 +204,7 @@ class Charsmap:
         return None
 
     def keeps(self, character: str) -> bool:
-        """Whether a character stays as it is, unless it begins a string of the table that the next one continues."""
+        """Whether a character changes only if it and the next one begin a longer string of the table."""
         return not self._kinds[ord(character)] & (ALONE | INNER)
 
     def ignores(self, character: str) -> bool:
@@ -212,9 +213,9 @@ class Charsmap:
 
 
 def _graphemes(text: str) -> Iterator[str]:
-    """The graphemes of a text; a sign joins the next letter only behind another letter (rule GB9c of Unicode's UAX 29).
+    """The graphemes of a text; a sign joins the next letter only after another letter (rule GB9c of Unicode's UAX 29).
 
-    `regex` joins them behind anything: U+00A0 U+094D U+092F is one match of `\\X`, but two graphemes.
+    `regex` joins them after any character: U+00A0 U+094D U+092F is one match of `\\X`, but two graphemes.
     """
     for part in _NOT_JOINED.split(text):
         yield from regex.findall(r"\X", part)
@@ -246,7 +247,7 @@ def changed_offsets(text: str, changes: Iterable[Change]) -> tuple[np.ndarray, n
 
 
 class Precompiled(Normalizer):
-    """The normalizer of this name in a tokenizer.json, which applies a charsmap to graphemes.
+    """The normalizer Precompiled of a tokenizer.json, which applies a charsmap to graphemes.
 
     Args:
         charsmap: the table, in base64
@@ -267,17 +268,17 @@ class Precompiled(Normalizer):
         if alone is None or "\r" in text:
             return applied(text, self._table.changes_by_grapheme(text))
         parts = []
-        for plain, lines in groupby(text.split("\n"), str.isascii):  # no grapheme goes across a line end
+        for plain, lines in groupby(text.split("\n"), str.isascii):  # no grapheme spans a line end
             part = "\n".join(lines)
             parts.append(part.translate(alone) if plain else applied(part, self._table.changes_by_grapheme(part)))
         return alone.get(ord("\n"), "\n").join(parts)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The offsets of each character; all characters of a replacement stand for all of what is replaced."""
+        """The offsets of each character. Each character of a replacement covers the whole replaced string."""
         return changed_offsets(text, self._table.changes_by_grapheme(text))
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Between two ASCII characters, which are two graphemes unless they are a line end of Windows."""
+        """Text may be cut between two ASCII characters, which are two graphemes unless they are CR LF."""
         return text[cut - 1 : cut + 1].isascii() and text[cut - 1 : cut + 1] != "\r\n"
 
     def options(self) -> dict[str, Any]:
@@ -287,7 +288,7 @@ class Precompiled(Normalizer):
 
 @lru_cache(maxsize=4)
 def read_base64(charsmap: str) -> Charsmap:
-    """The table that is written in base64; raises ConfigError if it is damaged."""
+    """Decodes a table from base64. Raises ConfigError if it is damaged."""
     try:
         data = base64.b64decode(charsmap, validate=True)
     except binascii.Error as error:

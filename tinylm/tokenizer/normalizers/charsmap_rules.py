@@ -1,8 +1,8 @@
-"""SentencePiece's own tables of replacements, made from Python's Unicode data, and how a table is written.
+"""SentencePiece's own tables of replacements, generated from Python's Unicode data, and their compiler.
 
-    nfkc        every string whose normalization form KC is shorter or other than that of its characters
-    nmt_nfkc    nfkc, with white space of all kinds made spaces, and control characters removed: for translation
-    ..._cf      the same, then case folding
+    nfkc        every string whose NFKC differs from the NFKC of its characters
+    nmt_nfkc    nfkc; all white space becomes spaces, and control characters are removed: for translation
+    ..._cf      nfkc or nmt_nfkc, then case folding
 
 `compile_charsmap` writes the double array that double_array.py reads: equal ends of strings share their nodes, and the
 children of a node go to the first free units that fit.
@@ -24,7 +24,7 @@ SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\u
 REMOVED = [*map(chr, (*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F))]
 FULLWIDTH_TILDE = "\uff5e"  # differs from ~ in Japanese
 BLOCK = 256  # units that differ in the last byte of their index
-RECENT = 16 * BLOCK  # units at the end of the array; free ones before them stay free
+RECENT = 16 * BLOCK  # only the last units of the array are searched for free ones
 
 Rules = dict[str, str]
 
@@ -64,7 +64,7 @@ def _characters() -> Iterator[str]:
 
 
 def _nfkc() -> Rules:
-    """The replacement of each character, and of all strings that decompose as some character does."""
+    """The replacements of all characters, and of all strings with the decomposition of some character."""
     rules, whole = {}, set()
     variants: dict[str, list[str]] = defaultdict(list)  # character -> others that decompose to it alone
     for character in _characters():
@@ -84,14 +84,14 @@ def _nfkc() -> Rules:
 
 
 def _folded(character: str) -> str:
-    """Simple case folding, which gives one character for one."""
+    """Simple case folding, which maps one character to one character."""
     folded = character.casefold()
     folded = folded if len(folded) == 1 else character.lower()
     return folded if len(folded) == 1 else character
 
 
 def _needed(rules: Rules) -> Rules:
-    """The rules without those of strings that shorter ones replace by the same."""
+    """The rules without redundant ones, whose result shorter strings give as well."""
     found = {key: text for key, text in rules.items() if len(key) == 1}
     for length in range(2, max(map(len, rules)) + 1):
         longer = {key: text for key, text in rules.items() if len(key) == length}
@@ -100,7 +100,7 @@ def _needed(rules: Rules) -> Rules:
 
 
 def replaced(text: str, rules: Mapping[str, str], longest: int) -> str:
-    """A text after the rules of strings up to a length: at each place that of the longest string."""
+    """A text after replacement by the rules for strings up to a length, the longest string first."""
     parts, place = [], 0
     while place < len(text):
         for length in range(min(longest, len(text) - place), 0, -1):
@@ -120,10 +120,10 @@ def compile_charsmap(rules: Mapping[str, str]) -> bytes:
     """The bytes of a table, as in a model file.
 
     Raises:
-        ConfigError: for an empty string, or NUL.
+        ConfigError: if there are no rules, a string is empty, or one contains NUL.
     """
     if not rules or any("\0" in key + text for key, text in rules.items()) or "" in rules:
-        raise ConfigError("charsmap: needs rules, for strings that are not empty, without NUL")
+        raise ConfigError("charsmap: needs at least one rule, no empty string and no NUL")
     offsets, texts = {}, bytearray()
     for text in sorted({*rules.values()}):
         offsets[text] = len(texts)
@@ -135,10 +135,10 @@ def compile_charsmap(rules: Mapping[str, str]) -> bytes:
 
 
 class _Nodes:
-    """The nodes of a trie, equal ones once.
+    """The nodes of a trie; equal nodes are stored once.
 
     Attributes:
-        children: of each node, pairs of a byte and a node, in order; the byte 0 leads to a value instead
+        children: sorted pairs (byte, child) of each node; for byte 0 the child is a value
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class _Nodes:
         self._numbers: dict[tuple[tuple[int, int], ...], int] = {}
 
     def number(self, values: Mapping[bytes, int]) -> int:
-        """The number of the node from which these strings lead to these values."""
+        """The number of the node from which these strings lead to their values."""
         by_first: dict[int, dict[bytes, int]] = defaultdict(dict)
         for key, value in values.items():
             by_first[key[0] if key else 0][key[1:]] = value
@@ -165,7 +165,7 @@ class _Array:
     """A double array under construction.
 
     Attributes:
-        units: so far; LEAF where nothing stands
+        units: the units so far; LEAF if free
     """
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class _Array:
         self._bases = {0}
 
     def base_for(self, labels: list[int]) -> int:
-        """A base of no other node with free units for these labels, which are taken."""
+        """Finds an unused base with free units for these labels, and takes these units."""
         while True:
             for place in self._free:
                 base = place ^ labels[0]

@@ -6,8 +6,8 @@ A unit of the array is a node of the trie, in 32 bits:
     bit 8       whether a string ends here; the unit at the node's base then holds its value, with bit 31 set
     bits 9-31   offset: the base is the node's index XOR the offset (times 256 if bit 9 is set)
 
-The child of a node by byte c is the unit at base XOR c, if its label is c. Here nodes are known by their bases. An
-array may come from a stranger's file: no index leaves it, strings must be UTF-8, and the work to check that is bounded.
+The child of a node by byte c is the unit at base XOR c, if its label is c. This file identifies nodes by their bases.
+An array may come from an untrusted file: indices are checked, strings must be UTF-8, and checking takes bounded time.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from tinylm.errors import ConfigError
 
 LEAF = 1 << 31  # marks a unit that holds a value
 LABELS = np.arange(1, 256)
-MOST_VISITS = 1 << 17  # of nodes, to check a table; that of NFKC needs 25,000
+MOST_VISITS = 1 << 17  # node visits while a table is checked; NFKC's table needs 25,000
 NOWHERE = -1
 DAMAGED = "precompiled_charsmap: is damaged"
 
@@ -55,7 +55,7 @@ class DoubleArray:
         return base, bool(self._units[node] >> 8 & 1)
 
     def goes_on(self, base: int) -> bool:
-        """Whether any byte leads on from a node."""
+        """Whether a node has children."""
         return bool(((self._array.take(base ^ LABELS, mode="clip") & (LEAF | 0xFF)) == LABELS).any())
 
     # --- all nodes at once
@@ -88,7 +88,7 @@ class DoubleArray:
         return points, nodes, values
 
     def continued(self, nodes: np.ndarray) -> np.ndarray:
-        """Whether any byte leads on from each node, bool (n,)."""
+        """Whether each node has children, bool (n,)."""
         found = np.zeros(len(nodes), dtype=bool)
         found[self._children(nodes)[0]] = True
         return found
@@ -115,11 +115,11 @@ class DoubleArray:
 
 
 def _next_byte(points: np.ndarray, left: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Code points after one more byte of UTF-8, and how many bytes each still needs; -1 for a byte that cannot follow.
+    """Code points after one more byte of UTF-8, and the number of bytes each still needs; -1 for an invalid byte.
 
     Args:
-        points: what is known of each code point, int64 (n,)
-        left: bytes that it needs, (n,); -1 before its first
+        points: the bits of each code point so far, int64 (n,)
+        left: the bytes that it still needs, (n,); -1 before its first byte
         labels: the bytes, (n,)
     """
     lead = left < 0

@@ -1,6 +1,6 @@
-"""Spaces as ▁, as the pre_tokenizers WhitespaceSplit and Metaspace of a tokenizer.json write them.
+"""The pre_tokenizers WhitespaceSplit and Metaspace of a tokenizer.json, which write spaces as ▁.
 
-"Hello  world"  ->  "▁Hello▁▁world", or, if only words are kept, "▁Hello▁world"
+"Hello  world"  ->  "▁Hello▁▁world", or "▁Hello▁world" if only words are kept
 """
 
 import re
@@ -18,15 +18,15 @@ _NOT_WHITE = re.compile(f"[^{WHITE}]+")
 
 
 class Spacing(Normalizer):
-    """Spaces as the pre_tokenizers WhitespaceSplit and Metaspace leave them before they cut a text.
+    """Writes spaces as the pre_tokenizers WhitespaceSplit and Metaspace do before they cut a text.
 
     Args:
-        words: whether the words alone are kept, with one ▁ before each
-        prefix: whether a ▁ is put before a text that begins with none: "always", at the beginning of the text only
+        words: whether only the words are kept, with one ▁ before each
+        prefix: when a ▁ is put before a text that begins with none: "always", at the beginning of the text only
             ("first"), or "never"
 
     Raises:
-        ConfigError: for words without a prefix, which would not be apart.
+        ConfigError: for `words` without a prefix, since nothing would separate the words.
     """
 
     kind = "spacing"
@@ -47,7 +47,7 @@ class Spacing(Normalizer):
         return self.prefix != "never" and text != "" and text[0] not in (SPACE, " ")
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ▁ before a word covers no character."""
+        """The offsets of each character. A ▁ that was put before a word covers none."""
         if not self.words:
             put, kept = np.zeros(1 if self._puts(text) else 0, dtype=np.int64), np.arange(len(text))
             return np.concatenate([put, kept]), np.concatenate([put, kept + 1])
@@ -59,7 +59,7 @@ class Spacing(Normalizer):
         return np.concatenate(begins), np.concatenate(ends)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before white space."""
+        """Text may be cut before white space."""
         return text[cut] in WHITE
 
     def options(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """SentencePiece's normalization: a table of replacements, and white space written as ▁.
 
-    "Hello  world "  ->  "▁Hello▁world"        a space is put before the text; of several spaces one stays
+    "Hello  world "  ->  "▁Hello▁world"        a space is put before the text; runs of spaces become one
 
-User-defined symbols are found before anything else and stay as they are. `charsmap.py` has the table.
+User-defined symbols are found first and stay unchanged. `charsmap.py` has the table.
 """
 
 import base64
@@ -26,16 +26,16 @@ class SentencePieceNormalizer(Normalizer):
     Args:
         charsmap: the table of replacements, in base64; empty for none (`identity`)
         add_dummy_prefix: whether a space is put before a text
-        remove_extra_whitespaces: whether spaces at both ends of a text are dropped, and one stays of several others
+        remove_extra_whitespaces: whether spaces at both ends of a text are dropped, and other runs of spaces become one
         escape_whitespaces: whether spaces are written ▁
-        treat_whitespace_as_suffix: whether the space is put behind a text instead
+        treat_whitespace_as_suffix: whether the space is put after a text instead
         symbols: user-defined symbols
 
     Attributes:
-        most_per_byte: most bytes that one byte of a text becomes
+        most_per_byte: the most bytes that one byte of a text can become
 
     Raises:
-        ConfigError: if the table is damaged; for two spaces in a replacement or a symbol if extra ones are removed.
+        ConfigError: if the table is damaged, or a replacement or symbol has two spaces though extra ones are removed.
     """
 
     kind = "sentencepiece"
@@ -59,7 +59,7 @@ class SentencePieceNormalizer(Normalizer):
                 "remove_extra_whitespaces: a symbol or replacement has two spaces; tinylm has no rule for it"
             )
         longest = sorted(self.symbols, key=len, reverse=True)
-        first = "|".join(sorted({re.escape(name[:2]) for name in longest}))  # a quick look, which most places fail
+        first = "|".join(sorted({re.escape(name[:2]) for name in longest}))  # a quick test that fails at most positions
         self._symbols = re.compile(f"(?={first})(?=({'|'.join(map(re.escape, longest))}))") if longest else None
         self._spaced = any({" ", SPACE} & {*name[1:]} for name in longest)
         self.most_per_byte = min(max([4, *(len(utf8(each)) + 1 for each in written)]), 4 * LONGEST)
@@ -76,7 +76,7 @@ class SentencePieceNormalizer(Normalizer):
         return self.add_dummy_prefix or self.remove_extra_whitespaces
 
     def _kept(self, text: str) -> Mapping[int, int]:
-        """Where the symbols in a text begin, and where each ends."""
+        """Begin -> end of the symbols in a text."""
         if self._symbols is None:
             return NOTHING
         return {match.start(): match.end(1) for match in self._symbols.finditer(text)}
@@ -104,7 +104,7 @@ class SentencePieceNormalizer(Normalizer):
         return (normal.rstrip(self._space) if self.remove_extra_whitespaces else normal) + after
 
     def _added(self, continues: bool) -> tuple[str, str]:
-        """The strings that are put before a text and behind it."""
+        """The strings that are put before and after a text."""
         if not self.add_dummy_prefix:
             return "", ""
         if self.treat_whitespace_as_suffix:
@@ -112,13 +112,13 @@ class SentencePieceNormalizer(Normalizer):
         return "" if continues else self._space, ""
 
     def _is_white(self, text: str, normal: str) -> bool:
-        """Whether a text has spaces only, of which nothing is left."""
+        """Whether a text consists of spaces only, all of which are removed."""
         if not self.remove_extra_whitespaces or normal.strip(" "):
             return False
         return all(change.text == " " for change in self._changes(text))
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The offsets of each character; the space that is put before or behind a text covers none."""
+        """The offsets of each character. A space that was put before or after the text covers none."""
         changes = self._changes(text)
         begins, ends = changed_offsets(text, changes)
         normal = applied(text, changes)
@@ -136,7 +136,7 @@ class SentencePieceNormalizer(Normalizer):
         return np.concatenate([first, begins, last]), np.concatenate([first, ends, last])
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Where no replacement, symbol or run of spaces lies on both sides; with symbols only before a space."""
+        """Text may be cut where no replacement, symbol or run of spaces lies; with symbols, before spaces only."""
         if self.add_dummy_prefix and self.treat_whitespace_as_suffix:
             return False
         before, behind = text[cut - 1], text[cut]
@@ -147,7 +147,7 @@ class SentencePieceNormalizer(Normalizer):
         return not self.symbols or (behind == " " and not self._spaced)
 
     def name_of(self, content: str) -> str:
-        """A symbol itself; anything else is normalized."""
+        """A symbol unchanged, or any other string normalized."""
         return content if content in self.symbols else self.normalize(content)
 
     def options(self) -> dict[str, Any]:

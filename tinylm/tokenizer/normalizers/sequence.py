@@ -3,9 +3,9 @@
     Replace "``" by '"' > NFKD > StripAccents > Lowercase > Replace " {2,}" by " "        ALBERT's
     "``Ünïted  States"   >   '"united states'
 
-Each step also gives the offsets of its result in the text that it was given. A text can be cut between a visible
-character and a space or line end, unless a step replaces strings that contain both. Letters that are too new for the
-Unicode version of one of the two programs may be treated differently.
+Each step also returns the offsets of its result in its input. A text can be cut between a visible character and a space
+or line end, unless a step replaces strings that contain both. The two programs may treat letters differently that are
+too new for the Unicode version of one of them.
 """
 
 import re
@@ -25,7 +25,7 @@ from tinylm.tokenizer.normalizers.charsmap import Precompiled
 from tinylm.tokenizer.normalizers.metaspace import WHITE
 
 BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
-MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces
+MOST_LONGER = 12  # limit of the length of a replacement relative to the replaced string
 
 Offsets = tuple[np.ndarray, np.ndarray]
 
@@ -39,7 +39,7 @@ class Step(ABC):
 
     @abstractmethod
     def offsets(self, text: str) -> Offsets:
-        """The offsets, in the text that the step was given, of each character of its result; int64 (n,) each."""
+        """The offsets in the step's input of each character of its result, int64 (n,) each."""
 
     def may_cut(self, text: str, cut: int) -> bool:
         """Whether the step does not look across a cut between a visible character and a space or line end."""
@@ -50,8 +50,8 @@ class Mapped(Step):
     """A step that changes each character by itself.
 
     Args:
-        fast: changes a text
-        one: changes a character
+        fast: changes a whole text
+        one: changes one character
     """
 
     def __init__(self, fast: Callable[[str], str], one: Callable[[str], str]) -> None:
@@ -62,7 +62,7 @@ class Mapped(Step):
         return self._fast(text)
 
     def offsets(self, text: str) -> Offsets:
-        """All that a character becomes stands for it."""
+        """The offsets of each character, which covers the one that it was made from."""
         counts = np.array([len(self._one(character)) for character in text], dtype=np.int64)
         begins = np.repeat(np.arange(len(text)), counts)
         return begins, begins + 1
@@ -79,7 +79,7 @@ class Form(Step):
         return unicodedata.normalize(self._form, text)
 
     def offsets(self, text: str) -> Offsets:
-        """A character stands for the letter and all of its marks from which it is made."""
+        """The offsets of each character, which covers the letter and all marks that it was made from."""
         joins, begins, ends = _joining_compatible(), [], []
         borders = [0, *(place for place in range(1, len(text)) if text[place] not in joins), len(text)]
         for begin, end in pairwise(borders):
@@ -94,10 +94,10 @@ class Replaced(Step):
     """Replaces all matches of a pattern.
 
     Args:
-        pattern: matches what is replaced
-        content: what it is replaced by
-        fixed: the string, if the pattern matches only this one
-        later: the pattern for what continues a text, if the other one looks at its beginning
+        pattern: the regular expression
+        content: the replacement
+        fixed: the only string that the pattern matches, if there is only one
+        later: the pattern for a part that continues a text, if `pattern` depends on the beginning
     """
 
     def __init__(self, pattern: str, content: str, fixed: str = "", later: str = "") -> None:
@@ -112,7 +112,7 @@ class Replaced(Step):
         return pattern.sub(self._content.replace("\\", r"\\"), text)
 
     def _pieces(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """The parts of a text, and what each becomes."""
+        """The parts of a text: (begin, end, the new text)."""
         done = 0
         for match in self._pattern.finditer(text):
             yield done, match.start(), text[done : match.start()]
@@ -121,7 +121,7 @@ class Replaced(Step):
         yield done, len(text), text[done:]
 
     def offsets(self, text: str) -> Offsets:
-        """A replacement stands for all that it replaces."""
+        """The offsets of each character. Each character of a replacement covers the whole replaced string."""
         begins, ends = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for begin, end, new in self._pieces(text):
             same = new == text[begin:end]
@@ -130,7 +130,7 @@ class Replaced(Step):
         return np.concatenate(begins), np.concatenate(ends)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """A fixed string must not lie on both sides; a pattern matches spaces alone."""
+        """Whether no match spans the cut: a fixed string may, other patterns match only spaces."""
         if not self._fixed:
             return True
         window = text[max(cut - len(self._fixed) + 1, 0) : cut + len(self._fixed) - 1]
@@ -148,7 +148,7 @@ class Prepended(Step):
         return self._string + text if text and not continues else text
 
     def offsets(self, text: str) -> Offsets:
-        """The string covers no character."""
+        """The offsets of each character. The string covers none."""
         put, kept = np.zeros(len(self._string) if text else 0, dtype=np.int64), np.arange(len(text))
         return np.concatenate([put, kept]), np.concatenate([put, kept + 1])
 
@@ -160,12 +160,12 @@ class Stripped(Step):
         self._left, self._right = left, right
 
     def apply(self, text: str, continues: bool) -> str:
-        """The text without it; what `continues` has no left end."""
+        """The text without this white space. A text that `continues` keeps it on the left."""
         text = text.lstrip(WHITE) if self._left and not continues else text
         return text.rstrip(WHITE) if self._right else text
 
     def offsets(self, text: str) -> Offsets:
-        """Those of the characters that stay."""
+        """The offsets of the remaining characters."""
         kept = self.apply(text, False)
         begin = len(text) - len(text.lstrip(WHITE)) if self._left else 0
         return np.arange(begin, begin + len(kept)), np.arange(begin, begin + len(kept)) + 1
@@ -186,12 +186,12 @@ class Table(Step):
         return self._normalizer.offsets(text)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """A line end ends every grapheme; a space may belong to the one before it."""
+        """Whether no grapheme spans the cut. A line end begins a new one, but a space may belong to the last one."""
         return text[cut] in "\r\n" or self._normalizer.may_cut(text, cut)
 
 
 def _lower(text: str) -> str:
-    return text.replace("\u03a3", "\u03c3").lower()  # a final sigma too, which Python alone writes otherwise
+    return text.replace("\u03a3", "\u03c3").lower()  # a final sigma too, which only Python treats differently
 
 
 _MARKS = regex.compile(r"\p{M}+")
@@ -218,7 +218,7 @@ def _joining_compatible() -> frozenset[str]:
 
 
 def step_of(values: Any) -> Step | None:
-    """The step that a normalizer of a tokenizer.json describes; None for an unknown one."""
+    """The step for a normalizer of a tokenizer.json; None for an unknown normalizer."""
     match values:
         case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" as form, **more} if not more:
             return Form(form)
@@ -253,16 +253,16 @@ def _replaced_pattern(pattern: str, content: str) -> Step | None:
 
 
 class Rewriting(Normalizer):
-    """Normalizers of a tokenizer.json, one after the other.
+    """The normalizers of a tokenizer.json, applied in order.
 
     Args:
-        steps: as in the file, without the sequences around them
+        steps: the normalizers as in the file, without enclosing sequences
 
     Attributes:
-        most_per_byte: most bytes that one byte of a text becomes; a compatibility character of 3 becomes 33 at most
+        most_per_byte: the most bytes that one byte of a text can become; a compatibility character of 3 becomes 33
 
     Raises:
-        ConfigError: for a step that has no counterpart here.
+        ConfigError: for an unsupported step.
     """
 
     kind = "rewriting"
@@ -292,7 +292,7 @@ class Rewriting(Normalizer):
         return found
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Between a visible character and a space or line end, if no step replaces a string with both."""
+        """Text may be cut between a visible character and a space or line end that no step replaces together."""
         if text[cut] not in " \r\n" or text[cut - 1] in WHITE:
             return False
         return all(step.may_cut(text, cut) for step in self._steps)
