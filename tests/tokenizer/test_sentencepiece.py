@@ -6,6 +6,7 @@ import re
 import struct
 from functools import cache
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -68,6 +69,18 @@ def library(data: bytes) -> sentencepiece.SentencePieceProcessor:
 @cache
 def read(kind: str, shape: str) -> Tokenizer:
     return from_sentencepiece(trained(kind, shape))
+
+
+@pytest.mark.parametrize(("kind", "shape"), MODELS)
+def test_spaces_at_the_beginning_are_dropped_as_by_the_library(kind, shape):
+    ours, theirs = read(kind, shape), library(trained(kind, shape))
+    space, word = theirs.piece_to_id("▁"), theirs.piece_to_id("a")
+    [longer] = [i for i in range(theirs.vocab_size()) if theirs.id_to_piece(i).startswith("▁") and i != space][:1] or [
+        word
+    ]
+    for ids in ([space], [space] * 3, [space, word], [space, space, word], [space, longer], [longer, space, word]):
+        assert ours.decode(ids) == theirs.decode(ids) == "".join(ours.decode_stream(ids)), ids
+        assert ours.decode(np.array(ids), continues=True) == "".join(ours.token_bytes[i].decode() for i in ids)
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)

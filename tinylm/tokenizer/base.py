@@ -12,7 +12,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -42,12 +42,14 @@ class Tokenizer(Marked):
         has_size: whether training takes `vocab_size`, the number of tokens
         token_bytes: the bytes of each id; for a special token, its name in UTF-8
         special_tokens: name -> id
+        lone_space: the id of a space alone, if decoding drops every one at the beginning of a text; else None
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     has_size: ClassVar[bool] = False
     most_per_byte = 1  # upper bound of ids per byte of a text
+    lone_space: int | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -324,12 +326,16 @@ class Tokenizer(Marked):
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
         """
-        ids = list(ids)
+        ids = list(ids if continues else self._without_lone_spaces(ids))
         try:
             text = b"".join(map(self._bytes, ids)).decode("utf-8", errors)
         except UnicodeDecodeError as error:
             raise DataError(f"these tokens are not UTF-8 ({error.reason} at byte {error.start})") from error
         return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
+
+    def _without_lone_spaces(self, ids: Iterable[int]) -> Iterable[int]:
+        """The ids from the first one on that is not `lone_space`."""
+        return ids if self.lone_space is None else dropwhile(lambda token: int(token) == self.lone_space, ids)
 
     def _strips(self, first: list[int]) -> bool:
         """Whether decoding drops the space that encoding put before these first ids."""
@@ -337,7 +343,7 @@ class Tokenizer(Marked):
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        ids = iter(ids)
+        ids = iter(self._without_lone_spaces(ids))
         opening = list(islice(ids, 1))
         strips, piece_of = self._strips(opening), self.piece_decoder()
         for piece in filter(None, map(piece_of, chain(opening, ids, [None]))):

@@ -89,6 +89,13 @@ class PipelineTokenizer(Tokenizer):
         if normalization:
             self._normalizer = Normalizer.from_dict(normalization) if isinstance(normalization, dict) else NFC()
         self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
+        self.lone_space = getattr(self.core, "lone_space", None)
+        if (
+            strip
+            and isinstance(self.core, CharacterBPE)
+            and getattr(self._normalizer, "remove_extra_whitespaces", False)
+        ):
+            self.lone_space = self.core.vocab.get(SPACE)
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
@@ -168,6 +175,8 @@ class PipelineTokenizer(Tokenizer):
                 piece = self.core.spaced(piece, self._goes_on(part.opens, continues=False))
             found.append(piece.replace(SPACE, " ") if self.spaces and part.token is None else piece)
         whole = "".join(found)
+        if self.lone_space is not None:
+            return whole.lstrip(" ")
         return whole.removeprefix(" ") if self.strip else whole
 
     def _normal(self, text: str, continues: bool = False) -> str:

@@ -111,6 +111,9 @@ class UnigramTokenizer(LearnedTokenizer):
         ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
         way = byte_ids if unknown is None or byte_fallback else unknown
         self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype, sums == "text")
+        self.lone_space = (
+            numbers.get(SPACE) if strip and getattr(self.normalizer, "remove_extra_whitespaces", False) else None
+        )
         self._changes = self.normalizer is not None or self.spacing is not None or marker
         self.most_per_byte = max(3, getattr(self.normalizer, "most_per_byte", 0)) if self._changes else 1
 
@@ -202,6 +205,8 @@ class UnigramTokenizer(LearnedTokenizer):
     def normalized(self, text: str) -> str:
         """The text that decoding returns if every character has a piece or becomes bytes."""
         inner = self._inner(text)
+        if self.lone_space is not None:
+            return inner.lstrip(" ")
         return inner.removeprefix(" ") if self.strip else inner
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
