@@ -101,13 +101,29 @@ def fit_results(results: Sequence[Result], study: Study) -> Fitted:
         ConfigError: if their floors differ.
         DataError: if they are too few.
     """
-    floor, texts = check_floor(results), study.texts
-    runs = [Run(each.params, each.tokens, each.loss) for each in results if each.loss - floor <= study.plateau]
-    known, free = fit(runs, floor), fit_free(runs)
+    runs = fitted_runs(results, study)
+    law, free = fit_law(results, study), fit_floor(runs)
+    return Fitted(law, *free, fit(runs, None).floor, len(runs), len(results) - len(runs))
+
+
+def fitted_runs(results: Sequence[Result], study: Study) -> list[Run]:
+    """The runs that ended at most `plateau` above the floor."""
+    floor = check_floor(results)
+    return [Run(each.params, each.tokens, each.loss) for each in results if each.loss - floor <= study.plateau]
+
+
+def fit_law(results: Sequence[Result], study: Study) -> Law:
+    """The law with the known floor, and its resamplings."""
+    floor, runs, texts = check_floor(results), fitted_runs(results, study), study.texts
+    known = fit(runs, floor)
     drawn = bootstrap(runs, lambda some: fit(some, floor, known), SAMPLES)
-    law = Law(known, drawn, residuals(runs, known), texts.data.vocab_size, texts.context, study.layers)
+    return Law(known, drawn, residuals(runs, known), texts.data.vocab_size, texts.context, study.layers)
+
+
+def fit_floor(runs: Sequence[Run]) -> tuple[Constants, tuple[float, float]]:
+    """The constants of `fit_free`, and the 90% interval of their floor."""
     floors = [each.floor for each in bootstrap(runs, lambda some: fit_free(some, rounds=1), FREE_SAMPLES)]
-    return Fitted(law, free, interval(floors), fit(runs, None).floor, len(runs), len(results) - len(runs))
+    return fit_free(runs), interval(floors)
 
 
 def predict(fitted: Fitted, study: Study, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tinylm.console import plural, table
 from tinylm.experiments.fit import Constants, interval
 from tinylm.experiments.grid import Result
 from tinylm.experiments.law import Law
-from tinylm.experiments.scaling import Fitted, Study, fit_results
+from tinylm.experiments.scaling import Fitted, Study, fit_floor, fit_law, fitted_runs
 from tinylm.files import write_json, write_text
 from tinylm.runs.axes import scale_axis, short_number, tidy
 from tinylm.runs.plots import MARKERS, save_figure
@@ -50,7 +50,7 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
     law, floor = fitted.law, fitted.law.constants.floor
     intervals = {name: interval([getattr(each, name) for each in law.samples]) for name in Constants._fields[1:]}
     checks = {name: checked(values, float(name), results) for name, values in predictions.items()}
-    whole, usual = fit_results(results, study), fit_results(medians(results), study)
+    usual = fitted_runs(medians(results), study)
     return {
         "text": study.texts.name,
         "runs": fitted.runs,
@@ -59,12 +59,12 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "floor": floor,
         "law": law.to_dict(),
         "intervals": intervals,
-        "free": free_floor(fitted),
-        "free_of_all": free_floor(usual) | {"runs": len(results), "medians": usual.runs},
+        "free": free_floor(fitted.free, fitted.free_floor, floor),
+        "free_of_all": free_floor(*fit_floor(usual), floor) | {"runs": len(results), "medians": len(usual)},
         "paper_floor": fitted.paper_floor,
         "spread": float(np.std(law.residuals)),
         "checks": checks,
-        "law_of_all": whole.law.to_dict(),
+        "law_of_all": fit_law(results, study).to_dict(),
         "results": [asdict(each) for each in results],
     }
 
@@ -77,10 +77,9 @@ def medians(results: Sequence[Result]) -> list[Result]:
     return [replace(some[0], loss=statistics.median(each.loss for each in some)) for some in found.values()]
 
 
-def free_floor(fitted: Fitted) -> dict[str, Any]:
+def free_floor(free: Constants, interval: tuple[float, float], known: float) -> dict[str, Any]:
     """The law with a free floor: its constants, the interval of the floor, and its deviation from the known one."""
-    off = fitted.free.floor / fitted.law.constants.floor - 1
-    return fitted.free._asdict() | {"interval": fitted.free_floor, "off": off}
+    return free._asdict() | {"interval": interval, "off": free.floor / known - 1}
 
 
 def checked(predicted: dict[str, Any], budget: float, results: Sequence[Result]) -> dict[str, Any]:

@@ -337,6 +337,10 @@ class Tokenizer(Marked):
         """The ids from the first one on that is not `lone_space`."""
         return ids if self.lone_space is None else dropwhile(lambda token: int(token) == self.lone_space, ids)
 
+    def without_first_spaces(self, text: str) -> str:
+        """The text without the space that decoding drops, or without all at the beginning if it has a `lone_space`."""
+        return text.removeprefix(" ") if self.lone_space is None else text.lstrip(" ")
+
     def _strips(self, first: list[int]) -> bool:
         """Whether decoding drops the space that encoding put before these first ids."""
         return False

@@ -37,7 +37,7 @@ class Part(NamedTuple):
         token: the added token's id, or None
         text: as the core reads it
         begins: the offset in the original text where each of its characters begins, int64 (n,)
-        ends: the offset where it ends, int64 (n,), int64 (n,)
+        ends: the offset where it ends, int64 (n,)
         opens: whether it is at the beginning of the text
     """
 
@@ -175,9 +175,7 @@ class PipelineTokenizer(Tokenizer):
                 piece = self.core.spaced(piece, self._goes_on(part.opens, continues=False))
             found.append(piece.replace(SPACE, " ") if self.spaces and part.token is None else piece)
         whole = "".join(found)
-        if self.lone_space is not None:
-            return whole.lstrip(" ")
-        return whole.removeprefix(" ") if self.strip else whole
+        return self.without_first_spaces(whole) if self.strip else whole
 
     def _normal(self, text: str, continues: bool = False) -> str:
         """A part between added tokens, normalized. `continues`: whether it continues an earlier part."""

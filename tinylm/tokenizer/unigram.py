@@ -205,9 +205,7 @@ class UnigramTokenizer(LearnedTokenizer):
     def normalized(self, text: str) -> str:
         """The text that decoding returns if every character has a piece or becomes bytes."""
         inner = self._inner(text)
-        if self.lone_space is not None:
-            return inner.lstrip(" ")
-        return inner.removeprefix(" ") if self.strip else inner
+        return self.without_first_spaces(inner) if self.strip else inner
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """The ids of a text, int64 (n,).
