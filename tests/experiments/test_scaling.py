@@ -62,10 +62,10 @@ def study(texts: Texts) -> Study:
         [16, 32, 48, 64, 96],
         budgets,
         [1.2e11],
+        [2],
         [1.2e12],
         seed=1,
         seeds=2,
-        held_out_seeds=[2],
         steps=(1, 10**9),
         plateau=100.0,
     )

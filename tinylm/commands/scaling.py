@@ -96,8 +96,8 @@ def run(arguments: list[str]) -> None:
         options.corpus, options.tokenizer, options.context, options.batch_size, options.val_tokens, options.seed
     )
     study = Study(
-        texts, options.widths, options.budgets, options.held_out, options.largest, options.seed, options.seeds,
-        options.held_out_seeds, tuple(options.steps), options.plateau, options.layers,
+        texts, options.widths, options.budgets, options.held_out, options.held_out_seeds, options.largest,
+        options.seed, options.seeds, tuple(options.steps), options.plateau, options.layers,
     )  # fmt: skip
     measured = measure(study, options.out, announce)
     print(short_table(write_report(study, *measured, options.out)))

@@ -33,11 +33,11 @@ class Study:
         widths: of the networks
         budgets: FLOPs of the fitted runs
         held_out: FLOPs of held-out runs
+        held_out_seeds: for each of these budgets, runs of each size, as `seeds`
         largest: FLOPs of single runs of the size that the law recommends, whose loss is predicted
         seed: of the first weights
         seeds: runs of each size and budget, from `seed` on: near the best size, sizes differ by less than single runs
             deviate
-        held_out_seeds: the same for each of the budgets that are not fitted
         steps: fewest and most steps of a run of the grid
         layers: of the networks
         plateau: nats above the floor beyond which a run is not fitted
@@ -47,10 +47,10 @@ class Study:
     widths: Sequence[int]
     budgets: Sequence[float]
     held_out: Sequence[float]
+    held_out_seeds: Sequence[int]
     largest: Sequence[float]
     seed: int = 1
     seeds: int = 1
-    held_out_seeds: Sequence[int] = (1, 1)
     steps: tuple[int, int] = (250, 4000)
     plateau: float = 0.3
     layers: int = 2
