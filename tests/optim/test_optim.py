@@ -81,6 +81,29 @@ def test_muon_step_matches_the_formula():
     torch.testing.assert_close(weight.detach(), expected, atol=1e-12, rtol=0)
 
 
+def test_normuon_keeps_the_norm_of_a_matrix_and_evens_out_its_rows():
+    """The first step divides each row by its own norm; the second by the root of 0.09 of its square + 0.1 of the next.
+
+    Rows without a gradient stay as they are.
+    """
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(6, 10, dtype=torch.float64))
+    group = {"params": [weight], "weight_decay": 0.0, "name": "muon"}
+    optimizer = Muon([group], lr=1.0, momentum=0.0, betas=(0.9, 0.95), eps=1e-8, neuron_beta=0.9)
+    before = torch.zeros(6, 10, dtype=torch.float64)
+    means = torch.zeros(6, dtype=torch.float64)
+    for _ in range(2):
+        weight.grad = torch.randn(6, 10, dtype=torch.float64) * torch.tensor([0.0, 1, 1, 2, 5, 9])[:, None]
+        plain = orthogonalize(weight.grad[None])[0]
+        means = 0.9 * means + 0.1 * plain.norm(dim=1) ** 2
+        rows = torch.stack([row / mean**0.5 if mean else row for row, mean in zip(plain, means, strict=True)])
+        expected = rows * plain.norm() / rows.norm()
+        optimizer.step()
+        torch.testing.assert_close((before - weight.detach()) / (0.2 * 10**0.5), expected, atol=1e-9, rtol=0)
+        before = weight.detach().clone()
+    assert not weight[0].any()
+
+
 @pytest.mark.parametrize(("dtype", "coarse"), [("auto", False), ("float32", False), ("bfloat16", True)])
 def test_the_config_chooses_the_steps_and_the_type_of_muons_iteration(dtype, coarse):
     """One step from zero momenta: U p(p(p(S))) Vᵀ of the gradients, within 2^-9 a product in bfloat16."""
@@ -119,9 +142,10 @@ def test_muon_adamw_part_matches_torch_adamw():
 
 def test_muon_state_survives_a_checkpoint_bit_for_bit():
     torch.manual_seed(0)
+    settings = OptimizerConfig(name="muon", neuron_beta=0.9)
     models = [TransformerLM(SMALL) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [make_optimizer(model, OptimizerConfig(name="muon")) for model in models]
+    optimizers = [make_optimizer(model, settings) for model in models]
     ids = torch.randint(0, 11, (2, 8))
 
     def steps(which: int, count: int) -> None:
@@ -133,7 +157,7 @@ def test_muon_state_survives_a_checkpoint_bit_for_bit():
     steps(0, 4)
     steps(1, 2)
     stored = optimizers[1].state_dict()
-    optimizers[1] = make_optimizer(models[1], OptimizerConfig(name="muon"))
+    optimizers[1] = make_optimizer(models[1], settings)
     optimizers[1].load_state_dict(stored)
     steps(1, 2)
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -179,6 +203,8 @@ def test_every_optimizer_fits_one_batch(name):
         ("momentum", 1.0, "momentum must be in"),
         ("name", "mouon", "did you mean 'muon'"),
         ("ns_steps", 0, "ns_steps must be at least 1, got 0"),
+        ("neuron_beta", 1.0, "neuron_beta must be in"),
+        ("neuron_beta", 0.9, "neuron_beta: of muon only; leave it out with optimizer adamw"),
         ("ns_steps", 4, "ns_steps: of muon only; leave it out with optimizer adamw"),
         ("ns_dtype", "bfloat16", "ns_dtype: of muon only; leave it out with optimizer adamw"),
         ("ns_dtype", "float16", "ns_dtype"),

@@ -94,6 +94,7 @@ def test_the_tape_fixes_numbers_and_memory_as_a_graph_does():
         x[0].item()
 
 
+NORMUON = OptimizerConfig(name="muon", lr=0.01, neuron_beta=0.9)
 STEPS = [
     pytest.param("adamw", "32-true", {"steps": 200}, marks=pytest.mark.slow),
     pytest.param("muon", "64-true", {"steps": 200}, marks=pytest.mark.slow),
@@ -109,6 +110,7 @@ STEPS = [
         marks=pytest.mark.slow,
     ),
     ("muon", "32-true", {"network": {"document_mask": True, "norm": "layernorm", "mup_base_width": 4}}),
+    ("muon", "64-true", {"optimizer": NORMUON, "data": {"micro_batch_size": 2}}),
     ("adamw", "bf16-true", {"gradient_clip_algorithm": "value"}),
     ("muon", "32-true", {"module": {"lora": LoRAConfig(rank=2)}, "network": {"mup_base_width": 4}}),
     ("adamw", "bf16-mixed", {"module": {"freeze": FreezeConfig(layers=(0,))}}),
@@ -342,7 +344,8 @@ def test_a_step_that_is_not_finite_is_told_a_step_late_and_leaves_weights_and_st
     if not compiled:
         monkeypatch.setattr(captured, "make_graphs", lambda device: None)
     value, what = {"loss": (math.nan, "loss is nan"), "gradient": (1e30, "gradient norm is inf")}[where]
-    dose, found = poisoned(where, value, captured=True, optimizer=OptimizerConfig(name=name, lr=0.01))
+    optimizer = NORMUON if name == "muon" else OptimizerConfig(lr=0.01)
+    dose, found = poisoned(where, value, captured=True, optimizer=optimizer)
     assert found.startswith(f"step 8: the {what}; the weights are unchanged by this step. Try a lower lr")
     assert dose.module.trainer.global_step == 9  # it was read after the next step had been launched
     assert len(dose.kept) > 20

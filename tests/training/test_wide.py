@@ -43,6 +43,7 @@ def compare(corpus: Path, folder: Path, world_size: int, layout: str, options: d
 
 # rows of the matrices that three processes cannot share evenly, and keys of fewer rows (2) than processes
 NARROW = {"d_model": 8, "num_heads": 4, "num_kv_heads": 1, "bias": True}
+NORMUON = {"neuron_beta": 0.9}
 FREEZE = {"freeze": FreezeConfig(layers=(0,))}
 
 
@@ -53,9 +54,14 @@ FREEZE = {"freeze": FreezeConfig(layers=(0,))}
         pytest.param(2, "ddp", {}, id="ddp"),
         pytest.param(2, "fsdp", {"model": FREEZE, "network": {"tie_embeddings": True}}, id="fsdp, frozen parameters"),
         pytest.param(
-            3, "fsdp", {"network": NARROW, "data": {"batch_size": 6, "micro_batch_size": 1}}, id="fsdp of three"
+            3,
+            "fsdp",
+            {"network": NARROW, "data": {"batch_size": 6, "micro_batch_size": 1}, "optimizer": NORMUON},
+            id="fsdp of three, NorMuon",
         ),
-        pytest.param(4, "2", {"network": {"num_kv_heads": 2}}, id="tensor parallel and fsdp"),
+        pytest.param(
+            4, "2", {"network": {"num_kv_heads": 2}, "optimizer": NORMUON}, id="tensor parallel and fsdp, NorMuon"
+        ),
     ],
 )
 def test_muon_on_several_processes_is_muon_on_one(corpus, tmp_path, world_size, layout, options):

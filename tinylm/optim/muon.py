@@ -38,6 +38,23 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
 
+def row_factors(squares: Tensor, means: Tensor) -> Tensor:
+    """NorMuon (Li et al. 2025) divides each row of a matrix, a neuron, by the root of the mean square of its updates.
+
+    The matrix keeps its norm, so a common factor of the means, as from their start at zero, does not matter.
+
+    Args:
+        squares: sums of the squares of each row of an update, (..., rows, 1)
+        means: running means of `squares`, (..., rows, 1)
+
+    Returns:
+        the factors of the rows, (..., rows, 1)
+    """
+    means = means + 1e-12  # a neuron that never had a gradient keeps its zeros
+    norms = squares.sum(-2, keepdim=True) / ((squares / means).sum(-2, keepdim=True) + 1e-12)
+    return (norms / means).sqrt()
+
+
 def iteration_type(matrices: Tensor) -> torch.dtype:
     """The type of the products of `orthogonalize`: on CUDA bfloat16 for float32 matrices, whose rounding it forgives.
 
@@ -61,16 +78,18 @@ class Muon(torch.optim.Optimizer):
         eps: of AdamW
         ns_steps: Newton-Schulz iterations
         ns_dtype: type of their products. None: `iteration_type`
+        neuron_beta: decay rate of the running means of `row_factors`; 0: rows stay as they are
     """
 
     found_inf: Tensor | None = None  # 1 on the device: the step changes nothing, as in PyTorch's fused optimizers
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float,
-        ns_steps: int = 5, ns_dtype: torch.dtype | None = None,
+        ns_steps: int = 5, ns_dtype: torch.dtype | None = None, neuron_beta: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
         self.iteration = partial(orthogonalize, steps=ns_steps, dtype=ns_dtype)
+        self.neuron_beta = neuron_beta
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -92,9 +111,11 @@ class Muon(torch.optim.Optimizer):
         for index, parameter in enumerate(parameters):
             by_shape[parameter.shape].append(index)
         for shape, same in by_shape.items():
-            updates = self._orthogonalize([momenta[index] for index in same])
-            torch._foreach_mul_(updates, lr * -0.2 * max(shape) ** 0.5)
             weights = [parameters[index] for index in same]
+            updates = self._orthogonalize([momenta[index] for index in same])
+            if self.neuron_beta:
+                updates = self._evened(updates, weights)
+            torch._foreach_mul_(updates, lr * -0.2 * max(shape) ** 0.5)
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
             torch._foreach_add_(weights, updates)
 
@@ -102,14 +123,34 @@ class Muon(torch.optim.Optimizer):
         """Orthogonalizes matrices of one shape together; the results may be changed in place."""
         return list(self.iteration(torch.stack(momenta)).unbind())
 
+    def _evened(self, updates: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """Multiplies the updates, of one shape, by their `row_factors`."""
+        stack = torch.stack(updates)
+        squares = stack.square().sum(-1, keepdim=True)
+        means = self._neuron_means(parameters, list(squares))
+        return list(stack * row_factors(squares, torch.stack(means)))
+
+    def _neuron_means(self, parameters: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
+        """The running means of the rows' squares, after these."""
+        for parameter, square in zip(parameters, squares, strict=True):
+            self.state[parameter].setdefault("neurons", torch.zeros_like(square))
+        means = [self.state[parameter]["neurons"] for parameter in parameters]
+        torch._foreach_lerp_(means, self._finite(means, squares), 1 - self.neuron_beta)
+        return means
+
     def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         (means,) = self._states(parameters, "momentum")
-        if self.found_inf is not None:  # a mean moves to itself then, without rounding
-            gradients = [torch.where(self.found_inf > 0, *pair) for pair in zip(means, gradients, strict=True)]
+        gradients = self._finite(means, gradients)
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         return list(torch._foreach_lerp(gradients, means, momentum))
+
+    def _finite(self, means: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+        """The values that the means move to; the means themselves if the step is to change nothing."""
+        if self.found_inf is None:
+            return values
+        return [torch.where(self.found_inf > 0, *pair) for pair in zip(means, values, strict=True)]
 
     def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:

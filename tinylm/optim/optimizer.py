@@ -38,17 +38,24 @@ class OptimizerConfig:
     """muon: Newton-Schulz iterations of an update."""
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """muon: type of the iteration's products. auto: bfloat16 on CUDA, elsewhere that of the weights."""
+    neuron_beta: float = 0.0
+    """muon: decay rate of the mean square of each row's updates, whose root divides them (NorMuon). 0: none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         check_types(self)
         require(self.lr > 0, f"lr must be positive, got {self.lr}")
         require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        for name, value in (("betas", min(self.betas)), ("betas", max(self.betas)), ("momentum", self.momentum)):
+        for name, value in (
+            ("betas", min(self.betas)),
+            ("betas", max(self.betas)),
+            ("momentum", self.momentum),
+            ("neuron_beta", self.neuron_beta),
+        ):
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
         require(self.eps > 0, f"eps must be positive, got {self.eps}")
         require(self.ns_steps >= 1, f"ns_steps must be at least 1, got {self.ns_steps}")
-        for name in ("ns_steps", "ns_dtype") if self.name != "muon" else ():
+        for name in ("ns_steps", "ns_dtype", "neuron_beta") if self.name != "muon" else ():
             unset = getattr(self, name) == getattr(type(self), name)
             require(unset, f"{name}: of muon only; leave it out with optimizer {self.name}")
 
@@ -108,6 +115,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: b
             return muon(
                 groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps,
                 ns_steps=config.ns_steps, ns_dtype=getattr(torch, config.ns_dtype, None),
+                neuron_beta=config.neuron_beta,
             )  # fmt: skip
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)

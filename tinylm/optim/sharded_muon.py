@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
-from tinylm.optim.muon import Muon
+from tinylm.optim.muon import Muon, row_factors
 
 Box = tuple[slice, slice]
 
@@ -39,12 +39,27 @@ class ShardedMuon(Muon):
             self._exchanged(same)
         return momenta
 
+    def _evened(self, updates: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """Changes the shards in place. Every process has the running means of all rows, one number each."""
+        squares = []
+        for update in updates:
+            sums = update.square().sum(-1, keepdim=True)
+            assert isinstance(sums, DTensor)
+            squares.append(sums.redistribute(placements=[Replicate()] * sums.device_mesh.ndim))
+        means = self._neuron_means(parameters, squares)
+        for update, *sums in zip(updates, squares, means, strict=True):
+            factors = row_factors(*sums)
+            assert isinstance(update, DTensor) and isinstance(factors, DTensor)
+            _, rank = processes(update)
+            rows, _ = shard_boxes(update)[rank]
+            update.to_local().mul_(factors.to_local()[rows])
+        return updates
+
     def _exchanged(self, momenta: list[DTensor]) -> None:
         """Orthogonalizes matrices of one shape, divided alike."""
         first, parts = momenta[0], [each.to_local() for each in momenta]
-        mesh = first.device_mesh
-        group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
-        boxes, rank = shard_boxes(first), dist.get_rank(group)
+        group, rank = processes(first)
+        boxes = shard_boxes(first)
         owned = self._shared_out(len(momenta), first.shape, len(boxes))
         order = [number for numbers in owned for number in numbers]  # the matrices by their owners
         sizes = [math.prod(part.stop - part.start for part in box) for box in boxes]
@@ -75,6 +90,13 @@ def _exchange(sent: Tensor, sizes: list[int], others: list[int], group: Any) -> 
     received = sent.new_empty(sum(others))
     dist.all_to_all_single(received, sent, others, sizes, group=group)
     return received
+
+
+def processes(tensor: DTensor) -> tuple[Any, int]:
+    """The group of processes that share a tensor, and the number of this one."""
+    mesh = tensor.device_mesh
+    group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
+    return group, dist.get_rank(group)
 
 
 def shard_boxes(tensor: DTensor) -> list[Box]:

@@ -95,9 +95,28 @@ def orthogonalize(matrices: Array, steps: int = 5) -> Array:
     return x.swapaxes(1, 2) if tall else x
 
 
+def even_rows(updates: Array, neurons: Array, beta: float) -> Array:
+    """NorMuon: s ← β s + (1 - β) |r|² for each row r of a matrix, then r ← c r / √s; c keeps the norm of the matrix.
+
+    Args:
+        updates: (n, rows, columns)
+        neurons: s of each row, (n, rows, 1), updated in place
+        beta: β
+
+    Returns:
+        (n, rows, columns)
+    """
+    squares = np.square(updates).sum(axis=2, keepdims=True)  # (n, rows, 1)
+    neurons *= beta
+    neurons += (1 - beta) * squares
+    even = updates / np.sqrt(neurons + 1e-12)
+    before, after = (np.square(each).sum(axis=(1, 2), keepdims=True) for each in (updates, even))  # (n, 1, 1)
+    return even * np.sqrt(before / (after + 1e-12))
+
+
 def muon_step(
-    weights: list[Array], gradients: list[Array], mean: Array, *, lr: float, decay: float, momentum: float,
-    ns_steps: int = 5,
+    weights: list[Array], gradients: list[Array], mean: Array, neurons: Array | None = None, *, lr: float, decay: float,
+    momentum: float, ns_steps: int = 5, neuron_beta: float = 0.0,
 ) -> None:  # fmt: skip
     """m ← μ m + (1 - μ) G, then W ← (1 - lr λ) W - lr 0.2 √max(rows, columns) orthogonalize(μ m + (1 - μ) G).
 
@@ -109,16 +128,20 @@ def muon_step(
         weights: n matrices W of one shape, updated together: (rows, columns) each
         gradients: the G of each
         mean: m of all, (n, rows, columns)
+        neurons: running means of the squared norms of the updates' rows, (n, rows, 1); None: rows stay as they are
         lr: learning rate
         decay: λ
         momentum: μ
         ns_steps: rounds of `orthogonalize`
+        neuron_beta: decay rate of `neurons`
     """
     scaled = (1 - momentum) * np.stack(gradients)  # (n, rows, columns)
     mean *= momentum
     mean += scaled
     # Nesterov: the average that the same gradient would give next
     updates = orthogonalize(scaled + momentum * mean, ns_steps)
+    if neurons is not None:
+        updates = even_rows(updates, neurons, neuron_beta)
     updates = lr * 0.2 * math.sqrt(max(mean.shape[1:])) * updates
     for weight, update in zip(weights, updates, strict=True):
         weight *= 1 - lr * decay
@@ -141,6 +164,7 @@ class Optimizer:
         eps: of Adam
         momentum: of SGD and Muon
         ns_steps: rounds of Muon's `orthogonalize`
+        neuron_beta: decay rate of Muon's `even_rows`; 0: rows stay as they are
         factors: of the learning rate, by parameter; decay is divided by them. Default: 1
         steps: steps taken
     """
@@ -154,6 +178,7 @@ class Optimizer:
     eps: float = 1e-8
     momentum: float = 0.95
     ns_steps: int = 5
+    neuron_beta: float = 0.0
     factors: Mapping[str, float] = field(default_factory=dict)
     steps: int = field(default=0, init=False)
 
@@ -171,7 +196,8 @@ class Optimizer:
                 kept = ("velocity",) if self.name == "sgd" else ("mean", "square")
                 self._averages[name] = {each: np.zeros_like(array) for each in kept}
         for stack, names in self._stacks.items():
-            self._averages[stack] = {"mean": np.zeros_like([self.parameters[name] for name in names])}
+            mean = np.zeros_like([self.parameters[name] for name in names])
+            self._averages[stack] = {"mean": mean} | ({"neurons": mean[:, :, :1].copy()} if self.neuron_beta else {})
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Moves every parameter by its gradient.
@@ -188,7 +214,7 @@ class Optimizer:
                 factor = self.factors.get(self._stacks[name][0], 1.0)
                 muon_step(
                     weights, gradients, **averages, lr=lr * factor, decay=self.weight_decay / factor,
-                    momentum=self.momentum, ns_steps=self.ns_steps,
+                    momentum=self.momentum, ns_steps=self.ns_steps, neuron_beta=self.neuron_beta,
                 )  # fmt: skip
                 continue
             weight, factor = self.parameters[name], self.factors.get(name, 1.0)
