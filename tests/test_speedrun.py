@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from tests.nanogpt_stand_in import NANOGPT
@@ -38,8 +39,11 @@ def speedrun(monkeypatch) -> ModuleType:
 def test_all_four_runs_take_turns_and_are_reported(speedrun, monkeypatch, tmp_path, capsys):
     (tmp_path / "model.py").write_text(NANOGPT)
     (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "long.yaml").write_text(CONFIG.replace("max_steps: 4", "max_steps: 8"))
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 60)
-    monkeypatch.setattr(speedrun, "find_config", lambda name: tmp_path / "config.yaml")
+    monkeypatch.setattr(
+        speedrun, "find_config", lambda name: tmp_path / ("long.yaml" if "long" in name else "config.yaml")
+    )
     monkeypatch.setenv("TINYLM_CACHE", str(tmp_path / "cache"))
     corpus = ["--corpus", str(tmp_path / "text.txt"), "--seeds", "1", "--target", "1"]
     monkeypatch.setattr(sys, "argv", ["speedrun.py", "--nanogpt", str(tmp_path), *corpus])
@@ -47,8 +51,20 @@ def test_all_four_runs_take_turns_and_are_reported(speedrun, monkeypatch, tmp_pa
     lines = capsys.readouterr().out.splitlines()
     halves = [line.split() for line in lines if line.startswith("seed 0")]
     steps = [int(words[words.index("steps") - 1]) for words in halves]
-    assert steps == [2, 4, 2, 4, 4, 8, 4, 8]  # the config's, and nanoGPT's tokens
+    assert steps == [2, 4, 2, 4, 4, 8, 4, 8]  # of the config, nanogpt_char, the long config and nanoGPT
     assert sum("of nanoGPT's time" in line for line in lines) == 4
+
+
+def test_the_long_config_reads_as_many_tokens_as_nanogpt(speedrun):
+    """2,000 steps of 12 windows, with the network of the short one but for its window."""
+    short, long = (
+        yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in ("speedrun_char", "speedrun_char_long")
+    )
+    assert long["trainer"]["max_steps"] * long["data"]["batch_size"] == 2000 * 12
+    local = ("layer_pattern", "sliding_window")
+    assert {name: value for name, value in short["model"]["network"].items() if name not in local} == long["model"][
+        "network"
+    ]
 
 
 def run_with(speedrun: ModuleType, losses: list[tuple[int, float, float]]):

@@ -2,11 +2,10 @@
 
     git clone https://github.com/karpathy/nanoGPT
     python scripts/bench/speedrun.py --nanogpt nanoGPT --corpus tinyshakespeare.txt
-    python scripts/bench/speedrun.py --nanogpt nanoGPT --corpus tinyshakespeare.txt --seeds 1 --without-tokens
+    python scripts/bench/speedrun.py --nanogpt nanoGPT --corpus tinyshakespeare.txt --runs speedrun_char nanoGPT
 
-Four runs for each seed: `speedrun_char.yaml`; the same config with as many steps as read nanoGPT's 1.54M tokens
-(momentum 0.9, warmup 20); `nanogpt_char.yaml`; and nanoGPT's own model, optimizer and batches, of which only its
-folder's model.py is used.
+Four runs for each seed: `speedrun_char.yaml`; `speedrun_char_long.yaml`, which reads nanoGPT's 1.54M tokens;
+`nanogpt_char.yaml`; and nanoGPT's own model, optimizer and batches, of which only its folder's model.py is used.
 
 All train on the first nine tenths of the text, with contexts of 64 characters. The loss is the mean over all 111,539
 targets of the last tenth, in adjacent windows.
@@ -43,6 +42,7 @@ from tinylm.optim.optimizer import make_optimizer
 from tinylm.optim.schedule import learning_rate
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 
+RUNS = ("speedrun_char", "speedrun_char_long", "nanogpt_char", "nanoGPT")
 CONTEXT, PARTS, EVALUATIONS = 64, 40, 20
 STEPS, BATCH, RATE = 2000, 12, 1e-3  # of nanoGPT
 Loss = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets) -> summed nats
@@ -94,16 +94,15 @@ class Run:
         return next((point for point in self.losses if point.loss <= target), self.losses[-1])
 
 
-def tinylm_run(name: str, tokens: np.ndarray, vocab_size: int, seed: int, steps: int | None = None) -> Run:
-    """The run of a config as it is, or of `steps` steps with the momentum and warmup of long runs."""
+def tinylm_run(name: str, tokens: np.ndarray, vocab_size: int, seed: int) -> Run:
+    """The run of a config."""
     started = time.perf_counter()
     config = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
     network = ModelConfig(vocab_size=vocab_size, **config["model"]["network"])
-    long = (dict(momentum=0.9), dict(warmup_steps=20)) if steps is not None else ({}, {})
-    settings = OptimizerConfig(**{**config["model"]["optimizer"], **long[0]})
-    schedule = ScheduleConfig(**{**config["model"]["schedule"], **long[1]})
+    settings = OptimizerConfig(**config["model"]["optimizer"])
+    schedule = ScheduleConfig(**config["model"]["schedule"])
     batch_size, clip = config["data"]["batch_size"], config["trainer"]["gradient_clip_val"]
-    total = config["trainer"]["max_steps"] if steps is None else steps
+    total = config["trainer"]["max_steps"]
     torch.manual_seed(seed)
     net = LitTransformerLM(network, settings, schedule).net.train()
     optimizer = make_optimizer(net, settings, fused=True)
@@ -156,16 +155,11 @@ def nanogpt_run(folder: Path, tokens: np.ndarray, vocab_size: int, seed: int) ->
     return Run(net, loss, step, STEPS, BATCH, time.perf_counter() - started)
 
 
-def make_runs(options: argparse.Namespace, tokens: np.ndarray, vocab_size: int, seed: int) -> dict[str, Run]:
-    """The runs of a seed by name."""
-    equal = STEPS * BATCH
-    batch = yaml.safe_load(find_config("speedrun_char").read_text(encoding="utf-8"))["data"]["batch_size"]
-    runs = {"speedrun_char": tinylm_run("speedrun_char", tokens, vocab_size, seed)}
-    if not options.without_tokens:
-        runs["speedrun_char, 1.54M tokens"] = tinylm_run("speedrun_char", tokens, vocab_size, seed, equal // batch)
-    if not options.without_recipe:
-        runs["nanogpt_char by tinylm"] = tinylm_run("nanogpt_char", tokens, vocab_size, seed)
-    return {**runs, "nanoGPT": nanogpt_run(options.nanogpt, tokens, vocab_size, seed)}
+def make_run(name: str, options: argparse.Namespace, tokens: np.ndarray, vocab_size: int, seed: int) -> Run:
+    """The run of this name, at its beginning."""
+    if name == "nanoGPT":
+        return nanogpt_run(options.nanogpt, tokens, vocab_size, seed)
+    return tinylm_run(name, tokens, vocab_size, seed)
 
 
 def take_turns(runs: dict[str, Run], validation: np.ndarray) -> Iterator[str]:
@@ -181,15 +175,16 @@ def take_turns(runs: dict[str, Run], validation: np.ndarray) -> Iterator[str]:
 
 
 def report(finished: list[dict[str, Run]], target: float) -> Iterator[str]:
-    """The lines of the result: medians over the seeds, and ratios to nanoGPT's."""
-    peer = statistics.median(runs["nanoGPT"].reached(target).seconds for runs in finished)
+    """The lines of the result: medians over the seeds, and ratios to nanoGPT's if it ran."""
+    peers = [runs["nanoGPT"].reached(target).seconds for runs in finished if "nanoGPT" in runs]
     for name in finished[0]:
         points = [runs[name].reached(target) for runs in finished]
         seconds, tokens = (
             statistics.median(getattr(point, each) for point in points) for each in ("seconds", "tokens")
         )
         missed = sum(point.loss > target for point in points)
-        yield f"{name:28} {seconds:7.1f} s, {tokens:9,.0f} tokens to {target}: 1/{peer / seconds:.2f} of nanoGPT's time"
+        ratio = f": 1/{statistics.median(peers) / seconds:.2f} of nanoGPT's time" if peers else ""
+        yield f"{name:28} {seconds:7.1f} s, {tokens:9,.0f} tokens to {target}{ratio}"
         if missed:
             yield f"{'':28} not reached in {missed} of {len(points)} runs, whose whole time counts"
         read, finals = finished[0][name].losses[-1].tokens, [runs[name].losses[-1].loss for runs in finished]
@@ -200,19 +195,20 @@ def report(finished: list[dict[str, Run]], target: float) -> Iterator[str]:
 def main() -> None:
     """Prints each evaluation as it is made, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="folder of a nanoGPT clone")
+    parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT clone")
     parser.add_argument("--corpus", default="tinyshakespeare", help="tinyshakespeare.txt, or download it")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
     parser.add_argument("--target", type=float, default=1.88, help="loss to reach (%(default)s)")
-    parser.add_argument("--without-tokens", action="store_true", help="leave out the run of 1.54M tokens")
-    parser.add_argument("--without-recipe", action="store_true", help="leave out nanogpt_char.yaml")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, metavar="NAME", help="of %(choices)s (all)")
     options = parser.parse_args()
+    if "nanoGPT" in options.runs and not options.nanogpt:
+        parser.error("nanoGPT needs --nanogpt FOLDER; or leave it out of --runs")
     data = TextDataModule(options.corpus, max_seq_len=CONTEXT)
     tokens, validation = (np.asarray(data.tokens[split]) for split in ("train", "val"))
     print(f"{len(tokens):,} training and {len(validation):,} validation characters, {torch.get_num_threads()} threads")
     finished = []
     for seed in range(options.seeds):
-        runs = make_runs(options, tokens, data.vocab_size, seed)
+        runs = {name: make_run(name, options, tokens, data.vocab_size, seed) for name in options.runs}
         for line in take_turns(runs, validation):
             print(f"seed {seed}{line}", flush=True)
         finished.append(runs)
