@@ -96,7 +96,7 @@ def orthogonalize(matrices: Array, steps: int = 5) -> Array:
 
 
 def even_rows(updates: Array, neurons: Array, beta: float) -> Array:
-    """NorMuon: s ← β s + (1 - β) |r|² for each row r of a matrix, then r ← c r / √s; c keeps the norm of the matrix.
+    """NorMuon (Li et al. 2025): s ← β s + (1 - β) |r|² for each row r, then r ← c r / √s; c keeps the matrix's norm.
 
     Args:
         updates: (n, rows, columns)
