@@ -88,13 +88,11 @@ class PipelineTokenizer(Tokenizer):
         self._normalizer: Normalizer | None = getattr(self.core, "normalizer", None)
         if normalization:
             self._normalizer = Normalizer.from_dict(normalization) if isinstance(normalization, dict) else NFC()
-        self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
-        self.lone_space = getattr(self.core, "lone_space", None)
-        if (
-            strip
-            and isinstance(self.core, CharacterBPE)
-            and getattr(self._normalizer, "remove_extra_whitespaces", False)
-        ):
+        if self._normalizer is not None:
+            self.most_per_byte = max(self.most_per_byte, self._normalizer.most_per_byte)
+        if not isinstance(self.core, CharacterBPE):
+            self.lone_space = self.core.lone_space
+        elif strip and self._normalizer is not None and self._normalizer.drops_first_spaces:
             self.lone_space = self.core.vocab.get(SPACE)
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
@@ -223,18 +221,20 @@ class PipelineTokenizer(Tokenizer):
 
         return np.concatenate(self._encode(text, False, ids_of=drawn))
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+        """As in `Tokenizer.resample`: the core segments the text again, which is normalized already."""
         text = b"".join(self.token_bytes[token] for token in ids).decode().replace(" ", self._space)
         core = self.core.model if isinstance(self.core, UnigramTokenizer) else self.core
         return core.sample(text, alpha, random)
 
     @cached_property
-    def _atomic(self) -> np.ndarray:
-        atomic = self.byte_lengths == 0
-        atomic[[token.id for token in self.added]] = True
+    def fixed_ids(self) -> np.ndarray:
+        """As in `Tokenizer.fixed_ids`, and all added tokens, and the unknown token of the core."""
+        fixed = self.byte_lengths == 0
+        fixed[[token.id for token in self.added]] = True
         if (unknown := getattr(self.core, "unknown", None)) is not None:
-            atomic[unknown] = True
-        return atomic
+            fixed[unknown] = True
+        return fixed
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
         """A part as the core reads it. `opens`: whether it is at the beginning of the text."""

@@ -105,7 +105,7 @@ class Mistake(Whole):
 
 
 class Expected(Whole):
-    """Credit `expected`: a reward that knows all possible tokens teaches each place up to the mistake by all of them."""
+    """Credit `expected`: each place up to the mistake learns from all tokens that the reward calls possible there."""
 
     needs = "possible_tokens"
 
