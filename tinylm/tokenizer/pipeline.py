@@ -170,7 +170,7 @@ class PipelineTokenizer(Tokenizer):
         for part in self._parts(text, special=False):
             piece = part.text if part.token is None else self.token_bytes[part.token].decode()
             if part.token is None and isinstance(self.core, UnigramTokenizer):
-                piece = self.core.spaced(piece, self._goes_on(part.opens, continues=False))
+                piece = self.core.spaced(piece, self._core_continues(part.opens, continues=False))
             found.append(piece.replace(SPACE, " ") if self.spaces and part.token is None else piece)
         whole = "".join(found)
         return self.without_first_spaces(whole) if self.strip else whole
@@ -208,28 +208,28 @@ class PipelineTokenizer(Tokenizer):
                 else:
                     opens = begin + first == 0
                     piece = self._prefixed(normal[first:last], opens, continues)
-                    found.append(ids_of(piece, self._goes_on(opens, continues)))
+                    found.append(ids_of(piece, self._core_continues(opens, continues)))
         return found
 
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation of the core drawn at random, as in `Tokenizer.sample`, int64 (n,)."""
 
-        def drawn(piece: str, goes_on: bool) -> np.ndarray:
+        def drawn(piece: str, continued: bool) -> np.ndarray:
             if isinstance(self.core, UnigramTokenizer):
-                return self.core.model.sample(self.core.spaced(piece, goes_on), alpha, random)
+                return self.core.model.sample(self.core.spaced(piece, continued), alpha, random)
             return self.core.sample(piece, alpha, random)
 
         return np.concatenate(self._encode(text, False, ids_of=drawn))
 
     def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """As in `Tokenizer.resample`: the core segments the text again, which is normalized already."""
+        """Segments the text of ids anew, at random, by the core; it is normalized already."""
         text = b"".join(self.token_bytes[token] for token in ids).decode().replace(" ", self._space)
         core = self.core.model if isinstance(self.core, UnigramTokenizer) else self.core
         return core.sample(text, alpha, random)
 
     @cached_property
     def fixed_ids(self) -> np.ndarray:
-        """As in `Tokenizer.fixed_ids`, and all added tokens, and the unknown token of the core."""
+        """Whether each id stays unchanged in `resample`, bool (V,): also added tokens and the core's unknown token."""
         fixed = self.byte_lengths == 0
         fixed[[token.id for token in self.added]] = True
         if (unknown := getattr(self.core, "unknown", None)) is not None:
@@ -244,13 +244,13 @@ class PipelineTokenizer(Tokenizer):
             return self._space + piece
         return piece
 
-    def _goes_on(self, opens: bool, continues: bool) -> bool:
+    def _core_continues(self, opens: bool, continues: bool) -> bool:
         """Whether the core puts no space of its own before this part of a text."""
         return (opens and continues) or (not opens and isinstance(self.core, UnigramTokenizer) and self.core.opens_once)
 
-    def _core_ids(self, piece: str, goes_on: bool) -> np.ndarray:
+    def _core_ids(self, piece: str, continued: bool) -> np.ndarray:
         if isinstance(self.core, UnigramTokenizer):
-            return np.array(self.core.model.encode(self.core.spaced(piece, goes_on)), dtype=np.int64)
+            return np.array(self.core.model.encode(self.core.spaced(piece, continued)), dtype=np.int64)
         if isinstance(self.core, CharacterBPE):
             return np.array(self.core.encode(piece), dtype=np.int64)
         return self.core.encode_ordinary(piece)
@@ -278,12 +278,12 @@ class PipelineTokenizer(Tokenizer):
                 ids.append(np.array([part.token]))
                 offsets.append(np.stack([part.begins[:1], part.ends[-1:]], axis=1))
             elif isinstance(self.core, UnigramTokenizer):
-                goes_on = self._goes_on(part.opens, continues=False)
-                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, goes_on)
+                continued = self._core_continues(part.opens, continues=False)
+                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, continued)
                 ids.append(found[0])
                 offsets.append(found[1])
             else:
-                ids.append(self._core_ids(part.text, goes_on=False))
+                ids.append(self._core_ids(part.text, continued=False))
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 

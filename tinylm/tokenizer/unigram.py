@@ -345,12 +345,12 @@ class UnigramTokenizer(LearnedTokenizer):
         return self.model.sample(self._inner(text), alpha, random)
 
     def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """As in `Tokenizer.resample`: the text of ids is normalized already."""
+        """Segments the text of ids anew, at random; it is normalized already."""
         return self.model.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 
     @cached_property
     def fixed_ids(self) -> np.ndarray:
-        """As in `Tokenizer.fixed_ids`, and `unknown`."""
+        """Whether each id stays unchanged in `resample`, bool (V,): also `unknown`."""
         fixed = self.byte_lengths == 0
         if self.unknown is not None:
             fixed[self.unknown] = True

@@ -17,15 +17,7 @@ from tinylm.errors import ConfigError
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.fast.cutting import Cutter
-from tinylm.tokenizer.fast.segmenting import (
-    PieceTrie,
-    Words,
-    best_arcs,
-    drawn_arcs,
-    margins,
-    trace,
-    words_of,
-)
+from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, margins, trace, words_of
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.segmentation import Arc, Pieces
 

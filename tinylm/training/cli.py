@@ -69,6 +69,7 @@ from tinylm.training.run_choice import choose_checkpoint, choose_folder, use_bas
 from tinylm.training.run_files import ConfigRecord, RunFiles
 from tinylm.training.samples import SampleText
 from tinylm.training.stop import GracefulStop
+from tinylm.training.tensor_parallel import check_tensor_parallel
 from tinylm.training.throughput import MetricsLog, Throughput
 
 
@@ -255,7 +256,7 @@ class TinyLMCLI(LightningCLI):
         check_monitors(self.trainer, self.model, data)
         check_averaging(self.trainer)
         if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
-            self.model.check_tensor_parallel(size)  # before other processes start
+            check_tensor_parallel(self.model, size)  # before other processes start
         if isinstance(self.model.objective, FrozenStart):
             self.model.objective.check_strategy(self.trainer.strategy)
         share = data.batch_size // data_ranks(self.trainer)[0]
