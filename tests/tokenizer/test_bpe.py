@@ -16,9 +16,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, learned, load_tokenizer, textbook
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, learned, load_tokenizer, textbook
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES
-from tinylm.tokenizer.fast import blocks, counting, merging
+from tinylm.tokenizer.fast import blocks, counting, merging, words
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.merging import merge_word
 from tinylm.tokenizer.fast.pretokenize import PATTERNS
@@ -361,7 +361,7 @@ def test_a_file_with_invalid_merges_is_refused(tmp_path):
 
 
 def test_the_word_caches_stay_bounded(monkeypatch):
-    monkeypatch.setattr(bpe, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(words, "MAX_REMEMBERED", 10)
     monkeypatch.setattr(learned, "MAX_KNOWN", 10)
     tokenizer = BPETokenizer([(H, E)])
     for number in range(100):

@@ -100,7 +100,7 @@ class Tokenizer(Vocabulary):
 
         Args:
             text: any text
-            start: its offset in a longer text, in characters, for error messages
+            start: its offset in a longer text, in characters
 
         Raises:
             DataError: if the text cannot be encoded.

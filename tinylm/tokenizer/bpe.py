@@ -16,7 +16,6 @@ Not supported: tokens that span words. `pipeline.py` normalizes text and finds a
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,9 +30,9 @@ from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.learning import MergeLearner, Pair
 from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
-from tinylm.tokenizer.fast.words import SPELLED, WordTable
+from tinylm.tokenizer.fast.words import SPELLED, WordTable, looked_up
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
-from tinylm.tokenizer.learned import MAX_REMEMBERED, VOCAB_SIZE, WordwiseTokenizer
+from tinylm.tokenizer.learned import VOCAB_SIZE, WordwiseTokenizer
 
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
@@ -193,17 +192,11 @@ class BPETokenizer(WordwiseTokenizer):
         return tokens if self._ids is None else self._ids[tokens]
 
     def _encode_short(self, text: str, start: int = 0) -> list[int]:
-        words = self._splitter.words(text)
-        try:
-            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
-        except KeyError:
-            if len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.clear()
-            for word in words:
-                if word not in self._remembered:
-                    tokens = merge_word(list(utf8(word).translate(BYTE_IDS, self._left_out)), self._merged)
-                    self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
-            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
+        return looked_up(self._splitter.words(text), self._remembered, self._encode_word)
+
+    def _encode_word(self, word: str) -> list[int]:
+        tokens = merge_word(list(utf8(word).translate(BYTE_IDS, self._left_out)), self._merged)
+        return tokens if self._ids is None else self._ids[tokens].tolist()
 
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text, int64 (n,), with BPE dropout: each merge is left out with the probability alpha.

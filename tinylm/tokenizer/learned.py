@@ -16,7 +16,6 @@ from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 
 VOCAB_SIZE = 4096  # by default
 SHORT = 1500  # characters; longer texts are encoded faster with NumPy
-MAX_REMEMBERED = 1 << 18  # words of short texts
 
 
 class LearnedTokenizer(Tokenizer):

@@ -20,7 +20,7 @@ from tinylm.tokenizer.added import AddedToken, AddedTokens
 from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
-from tinylm.tokenizer.fast.blocks import Block, utf8
+from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.normalizers.base import NFC, Normalizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.wordpiece import WordPieceTokenizer
@@ -261,7 +261,7 @@ class PipelineTokenizer(Tokenizer):
         Raises:
             DataError: for a lone surrogate.
         """
-        return np.concatenate(self._encode(text, special=False))
+        return np.concatenate(self._encode(text, special=False, continues=start > 0))
 
     def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
         """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
@@ -319,14 +319,6 @@ class PipelineTokenizer(Tokenizer):
         character = np.cumsum((data & 0xC0) != 0x80) - 1
         begins, ends = self.core.spans(part.text, ids).T
         return np.stack([part.begins[character[begins]], part.ends[character[ends - 1]]], axis=1)
-
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
-        parts = self._encode(block.texts[0], special=False, continues=block.start > 0)
-        for text in block.texts[1:]:
-            parts += [end, *self._encode(text, special=False)]
-        return np.concatenate(parts)
 
     def safe_cut(self, text: str) -> int:
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""

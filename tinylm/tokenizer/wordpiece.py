@@ -26,8 +26,8 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
-from tinylm.tokenizer.fast.words import WordTable
-from tinylm.tokenizer.learned import MAX_REMEMBERED, VOCAB_SIZE, WordwiseTokenizer
+from tinylm.tokenizer.fast.words import WordTable, looked_up
+from tinylm.tokenizer.learned import VOCAB_SIZE, WordwiseTokenizer
 from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
 
@@ -219,16 +219,12 @@ class WordPieceTokenizer(WordwiseTokenizer):
         return found
 
     def _encode_short(self, text: str, start: int = 0) -> list[int]:
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.clear()
-        known, chunks = self._remembered, self._splitter.chunks(text)
-        for chunk in chunks:
-            if chunk not in known:
-                ids = self._ids_of(chunk)
-                if ids is None:
-                    raise self._unknown_word(text, start)
-                known[chunk] = ids
-        return [*chain.from_iterable(map(known.__getitem__, chunks))]
+        def encode(chunk: str) -> list[int]:
+            if (ids := self._ids_of(chunk)) is None:
+                raise self._unknown_word(text, start)
+            return ids
+
+        return looked_up(self._splitter.chunks(text), self._remembered, encode)
 
     def _unknown_word(self, text: str, start: int) -> DataError:
         """The error for the first unknown word of a text that begins at `start`."""

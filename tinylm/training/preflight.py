@@ -13,17 +13,36 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from tinylm.adapt import trainable_share
 from tinylm.console import device_problem
+from tinylm.data.division import data_ranks
 from tinylm.data.run_data import RunData
 from tinylm.data.trainer_settings import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
+from tinylm.training.frozen_start import FrozenStart
 from tinylm.training.memory import allocator_bytes, fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.tensor_parallel import check_tensor_parallel
 
 NEAR = 0.8  # share of the memory from which a step, with what its allocator reserves, is remarked on
 BEYOND = 1.1  # share of the memory from which its tensors alone are refused
+
+
+def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
+    """Checks a run of `fit` whose data are set up, before other processes start.
+
+    Raises:
+        ConfigError: if a callback, the strategy or the memory of a step does not fit the run.
+    """
+    check_monitors(trainer, module, data)
+    check_averaging(trainer)
+    if (size := getattr(trainer.strategy, "group_size", 1)) > 1:
+        check_tensor_parallel(module, size)
+    if isinstance(module.objective, FrozenStart):
+        module.objective.check_strategy(trainer.strategy)
+    if rows := data.micro_batch_size or data.batch_size // data_ranks(trainer)[0]:
+        check_memory(trainer, module, rows, data.content.sequence_length)
 
 
 # --- options of the Trainer
