@@ -7,8 +7,6 @@ a chat template.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tinylm.errors import ConfigError
-
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -48,17 +46,3 @@ def end_marks(end: int | None) -> Marks:
 def first_id(names: Sequence[str], special_tokens: dict[str, int]) -> int | None:
     """The id of the first of these names that is a special token, or None."""
     return next((special_tokens[name] for name in names if name in special_tokens), None)
-
-
-def check_marks(marks: Marks, vocab_size: int) -> None:
-    """Raises ConfigError for an id outside the vocabulary."""
-    for token in {marks.begin, marks.end, *marks.stops} - {None}:
-        if not 0 <= token < vocab_size:
-            raise ConfigError(f"marks: {token} is outside the vocabulary of {vocab_size}")
-
-
-def check_chat(chat: Chat) -> None:
-    """Raises TypeError for a chat template that is not text."""
-    for text in (chat.template, *chat.names.values(), *chat.others.values()):
-        if not isinstance(text, str):
-            raise TypeError(f"a chat template and its names must be text, got {text!r}")

@@ -99,7 +99,8 @@ class PipelineTokenizer(Tokenizer):
         self.token_bytes = self._all_bytes()
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
         self._normalized = AddedTokens((token for token in self.added if token.normalized), self._name)
-        self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
+        names = [*self._plain.tokens, *self._normalized.tokens]
+        self._longest = 2 + max(map(len, names), default=0)
 
     def _check(self) -> None:
         given = self.normalization, self.spaces, self.prefix
@@ -127,10 +128,6 @@ class PipelineTokenizer(Tokenizer):
             name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(before + (name.replace(SPACE, " ") if self.spaces else name))
         return found
-
-    @property
-    def _finders(self) -> tuple[AddedTokens, AddedTokens]:
-        return self._plain, self._normalized
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`."""

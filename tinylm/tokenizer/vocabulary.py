@@ -16,7 +16,7 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.fast.blocks import utf8
-from tinylm.tokenizer.marks import END_OF_TEXT, Chat, Marks, check_chat, check_marks, end_marks, first_id
+from tinylm.tokenizer.marks import END_OF_TEXT, Chat, Marks, end_marks, first_id
 
 
 class Vocabulary(ABC):
@@ -122,7 +122,9 @@ class Vocabulary(ABC):
             ConfigError: for an id outside the vocabulary.
         """
         marks = Marks(begin, end, tuple(dict.fromkeys(stops)))
-        check_marks(marks, self.vocab_size)
+        for token in {begin, end, *marks.stops} - {None}:
+            if not 0 <= token < self.vocab_size:
+                raise ConfigError(f"marks: {token} is outside the vocabulary of {self.vocab_size}")
         return self._with(self.options(), marks, None)
 
     def _marks_with(self, new: Sequence[str]) -> Marks | None:
@@ -157,8 +159,9 @@ class Vocabulary(ABC):
 
     def with_chat(self, chat: Chat | None) -> Self:
         """A copy with another chat template; raises TypeError for one that is not text."""
-        if chat is not None:
-            check_chat(chat)
+        for text in () if chat is None else (chat.template, *chat.names.values(), *chat.others.values()):
+            if not isinstance(text, str):
+                raise TypeError(f"a chat template and its names must be text, got {text!r}")
         copy = self._with(self.options(), self._marks, self._origin)
         copy._chat = chat
         return copy

@@ -10,10 +10,10 @@ from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
 from tinylm.data.pair_batches import pad_rows
 from tinylm.data.template import Example
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.text import Text
 from tinylm.tokenizer import Tokenizer
-from tinylm.training.frozen_start import evaluating
 
 
 class Prompt(NamedTuple):
