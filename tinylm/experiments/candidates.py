@@ -18,7 +18,7 @@ from tinylm.model import ModelConfig, flops_per_token, parameter_count
 from tinylm.optim.optimizer import OptimizerConfig
 
 BATCH = 4  # sequences of the law's runs
-STORY = 103  # tokens, in the mean
+STORY = 103  # tokens, on average
 EPOCHS = 2.0  # most passes over the stories
 ENCODING = 0.0007  # seconds a story
 FOR_DATA = 0.04  # share of the time that encoding may take
