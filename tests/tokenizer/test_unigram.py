@@ -203,12 +203,12 @@ def test_offsets_and_spans_give_the_text_of_each_token(trained):
         plain = trained.encode_array(text)
         spans, data = trained.spans(text, plain), text.encode()
         assert all(trained.token_bytes[i] in data[a:b] for i, (a, b) in zip(plain, spans.tolist(), strict=True))
-        assert trained.bytes_behind(text, plain, 1) == len(data) - len(
+        assert trained.bytes_from(text, plain, 1) == len(data) - len(
             b"".join(trained.token_bytes[i] for i in plain[:1])
         )
     tokenizer = tokenizer_of({})
     assert tokenizer.encode_with_offsets("axyb")[1].tolist() == [[0, 1], [1, 3], [3, 4]]  # <unk> covers both
-    assert tokenizer.bytes_behind("axyb", tokenizer.encode_array("axyb"), 1) == 3
+    assert tokenizer.bytes_from("axyb", tokenizer.encode_array("axyb"), 1) == 3
 
 
 # --- other segmentations

@@ -355,7 +355,7 @@ def test_special_tokens_and_marks(corpus):
     assert (more.special_tokens, more.end_of_text) == ({"[UNK]": 0, END_OF_TEXT: 3}, 3)
     assert more.encode(f"ab a{END_OF_TEXT}c", allow_special=True) == [1, 2, 1, 3, 0]
     assert more.decode([1, 2, 1, 3, 0]) == f"ab a {END_OF_TEXT} [UNK]"
-    assert more.bytes_behind("ab  a", np.array([1, 2, 1]), 2) == 1
+    assert more.bytes_from("ab  a", np.array([1, 2, 1]), 2) == 1
     assert more.encode_block(Block(["a", "ab", ""])).tolist() == [1, 3, 1, 2, 3]
 
 

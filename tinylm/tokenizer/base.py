@@ -159,7 +159,7 @@ class Tokenizer(Vocabulary):
         """The number of bytes that each id covers in the text, int64 (n,)."""
         return self.byte_lengths[ids]
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
         """The number of bytes that the ids from index `first` on cover in a text without special tokens."""
         return int(self.byte_lengths[ids[first:]].sum())
 

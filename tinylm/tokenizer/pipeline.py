@@ -284,7 +284,7 @@ class PipelineTokenizer(Tokenizer):
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
         """The number of bytes that the ids from index `first` on cover; spaces that encoding adds do not count."""
         begin = self.encode_with_offsets(text)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0

@@ -265,10 +265,10 @@ class UnigramTokenizer(LearnedTokenizer):
         size = np.cumsum([0, *(len(utf8(character)) for character in text)])
         return size[offsets]
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_from`."""
         if not self._changes and self.unknown is None:
-            return super().bytes_behind(text, ids, first)
+            return super().bytes_from(text, ids, first)
         begin = self._offsets_of_part(text, 0, False)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0
 

@@ -80,7 +80,7 @@ class WordPieceTokenizer(WordwiseTokenizer):
         self._unknown_name = unknown
         self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
         self._check()
-        self._splitter = _chunks(pattern, self.normalizer, mark, longest)
+        self._splitter = _make_splitter(pattern, self.normalizer, mark, longest)
         self.separator = self._splitter.separator
         known = {piece: token for token, piece in enumerate(self.pieces)}
         super().__init__([self._piece_bytes(piece) for piece in self.pieces], special_tokens, known)
@@ -287,10 +287,10 @@ class WordPieceTokenizer(WordwiseTokenizer):
             yield place, place + size
             place += size
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_from`."""
         if isinstance(self._splitter, WholeWords) and self.unknown not in ids:
-            return super().bytes_behind(text, ids, first)
+            return super().bytes_from(text, ids, first)
         if first >= len(ids):
             return 0
         return len(utf8(text)) - (int(self.spans(text, ids)[first, 0]) if first else 0)
@@ -317,12 +317,12 @@ class WordPieceTokenizer(WordwiseTokenizer):
         return bool(self.separator)
 
 
-def _chunks(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
+def _make_splitter(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
     return SpacedWords(pattern, normalizer) if pattern in PATTERNS else WholeWords(pattern, mark, longest)
 
 
 def _for_training(pattern: str, normalizer: dict[str, Any] | None) -> WholeWords | SpacedWords:
-    return _chunks(pattern, None if normalizer is None else Normalizer.from_dict(normalizer), MARK, LONGEST)
+    return _make_splitter(pattern, None if normalizer is None else Normalizer.from_dict(normalizer), MARK, LONGEST)
 
 
 def _check_training(score: str, min_frequency: int | None) -> None:
