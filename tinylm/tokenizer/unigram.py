@@ -205,10 +205,7 @@ class UnigramTokenizer(LearnedTokenizer):
         Raises:
             DataError: for a lone surrogate, or a part that is too long and cannot be cut.
         """
-        return self.encode_part(text, continues=self.opens_once and start > 0)
-
-    def encode_part(self, text: str, *, continues: bool) -> np.ndarray:
-        """The ids of a part of a text, int64 (n,). `continues`: whether it continues an earlier part."""
+        continues = self.opens_once and start > 0
         if len(text) > LONG:
             found = blocks([[text]], self.safe_cut)
             return np.concatenate([self._encode_block(block, continues or block.start > 0) for block in found])
