@@ -32,7 +32,7 @@ from tinylm.optim.optimizer import base_rate
 from tinylm.training.profiling import StepProfile
 from tinylm.training.ranks import RankWatch
 
-WARMUP = 2  # steps of a signature before its capture; the first of a run, without optimizer state, is one by itself
+WARMUP = 2  # steps of a signature before its capture; a run's first step, without optimizer state, has its own
 MAX_GRAPHS = 4  # each has memory of its own
 RATE = torch.float32  # type of a learning rate on the device, as PyTorch's fused optimizers read it
 

@@ -33,7 +33,7 @@ from tinylm.training.rollout import Prompt, completions, prompts_of
 from tinylm.training.verdicts import CREDITS, Verdict, Whole, rewards_of
 
 VARIANTS = ("grpo", "dr_grpo")
-REWARDED = ("prompt", "completion", "answer")  # what a reward is a function of
+REWARDED = ("prompt", "completion", "answer")  # the arguments of a reward
 
 
 class GRPO(FrozenStart):

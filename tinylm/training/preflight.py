@@ -25,8 +25,8 @@ from tinylm.training.memory import allocator_bytes, fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tensor_parallel import check_tensor_parallel
 
-NEAR = 0.8  # share of the memory from which a step, with what its allocator reserves, is remarked on
-BEYOND = 1.1  # share of the memory from which its tensors alone are refused
+NEAR = 0.8  # share of the memory; a step that takes more, with its allocator's reserve, gets a notice
+BEYOND = 1.1  # share of the memory; a step whose tensors alone take more is refused
 
 
 def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
@@ -144,8 +144,8 @@ def check_monitors(trainer: Any, module: Any, data: RunData) -> None:
     """Refuses a callback that monitors a metric which no validation measures, such as a column of metrics.csv.
 
     Raises:
-        ConfigError: naming the callback and the metrics. Not if a class of someone else's may log more, unless there is
-            no validation at all.
+        ConfigError: naming the callback and the metrics. With classes from elsewhere, which may log other metrics, only
+            if there is no validation at all.
     """
     check_validated(trainer)
     known = [f"val/{name}" for name in ("loss", "perplexity", "bpb", "accuracy")]
