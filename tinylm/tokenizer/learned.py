@@ -47,6 +47,14 @@ class LearnedTokenizer(Tokenizer):
         found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
         return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
 
+    def encode_block(self, block: Block) -> np.ndarray:
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
+        return self.encode_packed(block).astype(np.int64)
+
+    @abstractmethod
+    def encode_packed(self, block: Block) -> np.ndarray:
+        """The ids of a block as in `encode_block`, but in `dtype` (n,)."""
+
 
 class WordwiseTokenizer(LearnedTokenizer):
     """A learned tokenizer that encodes words independently, and each distinct word only once.
@@ -82,10 +90,6 @@ class WordwiseTokenizer(LearnedTokenizer):
         if allow_special or len(text) > SHORT:
             return super().encode(text, allow_special=allow_special)
         return self._encode_short(text)
-
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        return self.encode_packed(block).astype(np.int64)
 
     def encode_packed(self, block: Block) -> np.ndarray:
         """The ids of a block in `dtype` (n,)."""

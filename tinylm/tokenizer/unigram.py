@@ -271,10 +271,6 @@ class UnigramTokenizer(LearnedTokenizer):
 
     # --- blocks
 
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        return self.encode_packed(block).astype(np.int64)
-
     def encode_packed(self, block: Block) -> np.ndarray:
         """The ids of a block in `dtype` (n,). All new parts are segmented at once."""
         return self._encode_block(block, block.start > 0)
