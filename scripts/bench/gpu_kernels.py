@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -14,6 +13,7 @@ from scripts.bench.gpu_steps import Recipe, documents_of, timed
 from tinylm.kernels.block_masks import attend_blocks, block_mask
 from tinylm.model import TransformerLM
 from tinylm.model.attention import attend_fused, visible_keys
+from tinylm.optim.muon import orthogonalize
 from tinylm.optim.optimizer import make_optimizer
 
 
@@ -63,10 +63,7 @@ def newton_schulz(recipe: Recipe, device: str, steps: int) -> float:
 
     def iterate() -> None:
         for stack in stacks:
-            x = F.normalize(stack, dim=(-2, -1))
-            for _ in range(5):
-                gram = x @ x.mT
-                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+            orthogonalize(stack)
 
     return timed(iterate, 2, steps).seconds
 

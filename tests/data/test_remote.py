@@ -1,4 +1,4 @@
-"""Files behind URLs: local web servers and a local S3, streamed, interrupted and gone on; each fault one line."""
+"""Files at URLs, of local web servers and a local S3: streamed, interrupted and continued; each fault is one line."""
 
 import gzip
 import io

@@ -166,7 +166,7 @@ def test_what_holds_no_shards_is_refused_at_once(tmp_path):
     [
         ({"shard_timeout": 3.0}, "data.shard_timeout: is for data.streaming"),
         ({"max_cache_gb": 3.0}, "data.max_cache_gb: is for data.streaming"),
-        ({"streaming": True, "max_cache_gb": 3.0}, "data.max_cache_gb: is for shards behind a URL"),
+        ({"streaming": True, "max_cache_gb": 3.0}, "data.max_cache_gb: is for shards at a URL"),
         ({"streaming": True, "num_workers": 1}, "data.num_workers: with data.streaming, the training process reads"),
         ({"streaming": True, "train_tokens": 5}, "data.train_tokens: does not work with data.streaming"),
         ({"streaming": True, "shard_timeout": 0.0}, "data.shard_timeout must be above 0"),
@@ -193,7 +193,7 @@ def test_an_epoch_of_the_trainer_is_the_whole_run(folder, tmp_path):
             data.setup("fit")
 
 
-# --- shards behind a URL
+# --- shards at a URL
 
 
 def serve(server, folder: Path) -> str:

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.data.datamodule import TextDataModule
+from tinylm.data.subwords import resampled
 from tinylm.errors import ConfigError
 from tinylm.tokenizer import BPETokenizer
 
@@ -23,7 +24,7 @@ BPE = BPETokenizer.train_from_texts([TEXT], vocab_size=330, special_tokens=["<|e
 def test_other_ids_stand_for_the_same_bytes(text, front, back, alpha):
     ids = BPE.encode_array(text, allow_special=True)
     ids = ids[front : max(len(ids) - back, 0)]
-    drawn = BPE.resample(ids, alpha, np.random.default_rng(0))
+    drawn = resampled(BPE, ids, alpha, np.random.default_rng(0))
     assert b"".join(BPE.token_bytes[token] for token in drawn) == b"".join(BPE.token_bytes[token] for token in ids)
     assert (drawn == BPE.end_of_text).sum() == (ids == BPE.end_of_text).sum()
 

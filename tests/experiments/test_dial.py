@@ -11,7 +11,7 @@ import yaml
 from tinylm.commands import run_command
 from tinylm.commands.fit_auto import resolve
 from tinylm.errors import ConfigError
-from tinylm.experiments import dial
+from tinylm.experiments import candidates, dial
 from tinylm.experiments.budget import Budget
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.runs.folder import RUN_FOLDER
@@ -76,20 +76,20 @@ def test_numbers_of_parameters_are_read():
 
 def test_a_time_is_spent_on_the_width_of_the_lowest_expected_loss():
     found, choice = chosen(Budget(seconds=120))
-    batch = found.step_tokens
+    batch = found.runs.step_tokens
 
     def loss(width: int) -> float:
-        network = found.network(width)
+        network = found.runs.network(width)
         step = 0.002 + SPEED * flops_per_token(network) * batch
-        validation = dial.FORWARD * step / batch * found.data.content.num_tokens("val")
-        beside = dial.START + dial.END + found.validations * (dial.VALIDATION + validation)  # imports of a second
+        validation = dial.FORWARD * step / batch * found.runs.data.content.num_tokens("val")
+        beside = dial.START + dial.END + found.runs.validations * (dial.VALIDATION + validation)  # imports of a second
         return found.law.loss(parameter_count(network), (120 - beside) / step * batch)
 
-    best = min((width for width in dial.WIDTHS if width < 300), key=loss)
+    best = min((width for width in candidates.WIDTHS if width < 300), key=loss)
     width = choice.values["model"]["network"]["d_model"]
     assert loss(width) <= loss(best) * 1.001
     assert choice.seconds == pytest.approx(120, abs=1)
-    floor = found.data.floors["val"].nats_per_token
+    floor = found.runs.data.floors["val"].nats_per_token
     excess = choice.expected.loss - floor
     assert excess == pytest.approx(found.law.loss(choice.parameters, choice.tokens) - found.law.constants.floor)
     assert choice.expected.low < choice.expected.loss < choice.expected.high
@@ -98,7 +98,7 @@ def test_a_time_is_spent_on_the_width_of_the_lowest_expected_loss():
 def test_operations_and_parameters_bound_the_run_they_name():
     found, choice = chosen(Budget(flops=2e11))
     width = choice.values["model"]["network"]["d_model"]
-    spent = flops_per_token(found.network(width)) * choice.tokens
+    spent = flops_per_token(found.runs.network(width)) * choice.tokens
     assert spent == pytest.approx(2e11, rel=0.02)
     assert choice.parameters == pytest.approx(found.law.best(2e11).params, rel=0.2)
     found, choice = chosen(Budget(parameters=100_000))
@@ -122,10 +122,10 @@ def test_given_options_hold_and_end_the_promise_of_the_loss(tmp_path):
 
 def test_beyond_the_widths_of_the_law_the_learning_rate_follows_from_mup():
     found, _ = chosen(Budget(flops=2e10))
-    wide = found.network(2 * dial.WIDEST)
-    assert wide.mup_base_width == dial.WIDEST and wide.head_dim == found.network(dial.WIDEST).head_dim
-    assert found.optimizer(2 * dial.WIDEST).lr == found.optimizer(dial.WIDEST).lr
-    assert found.network(dial.WIDEST).mup_base_width is None
+    wide = found.runs.network(2 * candidates.WIDEST)
+    assert wide.mup_base_width == candidates.WIDEST and wide.head_dim == found.runs.network(candidates.WIDEST).head_dim
+    assert found.runs.optimizer(2 * candidates.WIDEST).lr == found.runs.optimizer(candidates.WIDEST).lr
+    assert found.runs.network(candidates.WIDEST).mup_base_width is None
 
 
 # --- the command

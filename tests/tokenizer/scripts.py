@@ -1,4 +1,4 @@
-"""Texts of many scripts, with what tokenizers of different programs treat differently."""
+"""Random texts in many scripts, full of characters that tokenizer libraries treat differently."""
 
 # ruff: noqa: RUF001
 from random import Random
@@ -36,7 +36,7 @@ BETWEEN = ["", "", " ", " ", " ", "  ", "\n", "\t", ", ", ". ", "-", "\u00a0", "
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Texts of up to a hundred words: words of one or more scripts, odd strings, and random characters."""
+    """`count` texts of up to a hundred words in one to three scripts; some words are odd, shuffled or truncated."""
     return [_text(Random(f"{seed} {number}")) for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Every tokenizer: exact round trips, special tokens only on request, checked files."""
+"""Properties of all tokenizers: exact round trips, special tokens only on request, damaged files refused."""
 
 import json
 import re
@@ -116,7 +116,7 @@ def test_the_empty_text_has_no_ids(make):
 @kinds_of_pieces  # word tokenizers: test_word.py
 @few
 @given(st.lists(st.sampled_from(["<|a|>", "<|a|><|b|>", "<|", "a|>", "<|b|", "é"])))
-def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
+def test_special_tokens_are_plain_text_unless_requested(make, pieces):
     text = "".join(pieces)
     tokenizer = make("<|ab>é", special_tokens=["<|a|>", "<|a|><|b|>"])
     plain = make("<|ab>é")
@@ -131,7 +131,7 @@ def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
 
 
 @every_kind
-def test_special_tokens_follow_the_ordinary_ids_in_their_order(make):
+def test_special_tokens_are_numbered_in_order_after_the_ordinary_tokens(make):
     tokenizer, plain = make("abc", special_tokens=["<x>", END_OF_TEXT]), make("abc")
     assert tokenizer.special_tokens == {"<x>": plain.vocab_size, END_OF_TEXT: plain.vocab_size + 1}
     assert tokenizer.vocab_size == plain.vocab_size + 2
@@ -161,7 +161,7 @@ def test_streamed_pieces_join_to_the_decoded_text_for_any_bytes(data):
 @few
 @given(st.text())
 @example(ODD)
-def test_stream_gives_each_character_whole_and_at_its_last_byte(text):
+def test_decode_stream_yields_each_character_at_its_last_byte(text):
     assert list(ByteTokenizer().decode_stream(text.encode("utf-8"))) == list(text)
 
 
@@ -184,7 +184,7 @@ def test_strict_decoding_refuses_half_a_character():
         ByteTokenizer().decode([97, 0xE2, 0x82], errors="strict")
 
 
-# --- lone surrogates: half a character, with no UTF-8 form
+# --- lone surrogates: halves of a UTF-16 pair, which UTF-8 cannot encode
 
 SURROGATES = {
     "char encode": lambda bad: CharTokenizer("a").encode(bad),
@@ -210,21 +210,21 @@ SURROGATES = {
 
 
 @pytest.mark.parametrize("use", SURROGATES.values(), ids=SURROGATES)
-def test_a_lone_surrogate_is_an_error_of_one_line(use):
+def test_a_lone_surrogate_gives_a_one_line_error(use):
     with pytest.raises(DataError, match=r"(?i)U\+D83D") as raised:
         use("a\ud83d")
     assert "\n" not in str(raised.value)
     str(raised.value).encode("utf-8")  # can be printed
 
 
-# --- files
+# --- saved tokenizers
 
 
 @every_kind
 @few
 @given(text=text)
 @example(text=ODD)
-def test_a_saved_tokenizer_loads_as_itself(make, text, tmp_path_factory):
+def test_a_saved_tokenizer_is_equal_when_loaded(make, text, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
     tokenizer = make(text, special_tokens=[END_OF_TEXT, 'é"\\'])
     tokenizer.save(path)
@@ -234,7 +234,7 @@ def test_a_saved_tokenizer_loads_as_itself(make, text, tmp_path_factory):
     assert loaded.token_bytes == tokenizer.token_bytes
 
 
-def test_fingerprints_differ_where_ids_do():
+def test_tokenizers_with_different_ids_have_different_fingerprints():
     different = [
         CharTokenizer("ab"), CharTokenizer("ba"), CharTokenizer("abc"), CharTokenizer("ab", ["<x>", "<y>"]),
         CharTokenizer("ab", ["<y>", "<x>"]), ByteTokenizer(), ByteTokenizer(["<x>"]),
@@ -243,8 +243,8 @@ def test_fingerprints_differ_where_ids_do():
 
 
 @every_kind
-def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, tmp_path):
-    """One bit of every byte is flipped: the lowest, the fifth and the highest in turn."""
+def test_a_flipped_bit_in_a_saved_tokenizer_never_changes_it_silently(make, tmp_path):
+    """Flips one bit of each byte in turn: the lowest, the fifth or the highest."""
     path = tmp_path / "t.json"
     tokenizer = make("ab 9é", special_tokens=[END_OF_TEXT])
     tokenizer.save(path)
@@ -253,7 +253,7 @@ def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, tmp_path):
         flipped = data[place] ^ (0x01, 0x10, 0x80)[place % 3]
         path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
         try:
-            assert load_tokenizer(path) == tokenizer  # white space of the JSON itself
+            assert load_tokenizer(path) == tokenizer  # only white space of the JSON changed
         except DataError as error:
             assert "\n" not in str(error)
             noticed += 1
@@ -264,20 +264,20 @@ BROKEN = {
     "not JSON": ("{", "is not valid JSON"),
     "not UTF-8": (b"\xff", "is not valid JSON"),
     "a list": ("[]", "is not a tinylm tokenizer"),
-    "another program's": ('{"version": "1.0", "model": {}}', "is not a tinylm tokenizer"),
+    "another program's file": ('{"version": "1.0", "model": {}}', "is not a tinylm tokenizer"),
     "another format": ({"format": 99}, "has format 99, this version of tinylm reads format 1"),
     "an unknown kind": ({"kind": "chr"}, "no kind 'chr', did you mean 'char'"),
-    "an option too many": ({"colour": 1}, "is not a tinylm tokenizer"),
-    "other characters": ({"characters": "abd"}, "is damaged"),
-    "characters twice": ({"characters": "aa"}, "characters must be distinct"),
+    "an unknown option": ({"colour": 1}, "is not a tinylm tokenizer"),
+    "changed characters": ({"characters": "abd"}, "is damaged"),
+    "repeated characters": ({"characters": "aa"}, "characters must be distinct"),
     "no characters": ({"characters": None}, "is not a tinylm tokenizer"),
-    "half a character": ({"characters": "\ud800"}, "lone surrogate"),
+    "a lone surrogate": ({"characters": "\ud800"}, "lone surrogate"),
     "special tokens that are numbers": ({"special_tokens": [1]}, "is not a tinylm tokenizer"),
 }
 
 
 @pytest.mark.parametrize(("content", "problem"), BROKEN.values(), ids=BROKEN)
-def test_a_file_that_is_no_tokenizer_is_named_with_its_problem(content, problem, tmp_path):
+def test_the_error_for_an_invalid_file_names_the_file_and_the_problem(content, problem, tmp_path):
     path = tmp_path / "t.json"
     if isinstance(content, dict):
         content = json.dumps(CharTokenizer("abc").to_dict() | content)
@@ -312,7 +312,7 @@ def test_training_names_a_file_that_is_missing_or_not_utf8(tmp_path):
         CharTokenizer.train([tmp_path / "nowhere.txt"])
 
 
-def test_an_unknown_kind_is_refused_with_the_one_that_was_meant():
+def test_an_unknown_kind_is_refused_with_a_suggestion():
     assert tokenizer_class("byte") is ByteTokenizer
     with pytest.raises(ConfigError, match="no kind 'bytes', did you mean 'byte'"):
         tokenizer_class("bytes")
@@ -320,11 +320,11 @@ def test_an_unknown_kind_is_refused_with_the_one_that_was_meant():
         tokenizer_class("xyz")
 
 
-# --- files
+# --- encoding files
 
 
 @every_kind
-def test_a_file_has_the_ids_of_its_text(make, tmp_path, monkeypatch):
+def test_encoding_a_file_equals_encoding_its_text(make, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 100)
     text = (ODD + " and so on. ") * 30
     tokenizer = make(text)
@@ -336,14 +336,14 @@ def test_a_file_has_the_ids_of_its_text(make, tmp_path, monkeypatch):
         tokenizer.encode_file(tmp_path / "no.txt")
 
 
-def test_the_position_of_an_unknown_character_of_a_file_is_counted_in_characters(tmp_path, monkeypatch):
+def test_the_position_of_an_unknown_character_in_a_file_counts_characters_not_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 10)
     (tmp_path / "t.txt").write_bytes(("é " * 50 + "x").encode())
     with pytest.raises(DataError, match="at position 100 "):
         CharTokenizer("é ").encode_file(tmp_path / "t.txt")
 
 
-def test_the_byte_tokenizer_takes_any_file(tmp_path):
+def test_the_byte_tokenizer_encodes_any_file(tmp_path):
     (tmp_path / "t.bin").write_bytes(bytes(range(256)) * 3)
     assert ByteTokenizer().encode_file(tmp_path / "t.bin").tolist() == list(range(256)) * 3
 
@@ -355,7 +355,7 @@ def test_the_byte_tokenizer_takes_any_file(tmp_path):
 @few
 @given(text)
 @example(ODD)
-def test_offsets_say_which_characters_each_token_stands_for(make, text):
+def test_offsets_give_the_characters_that_each_token_covers(make, text):
     tokenizer = make(text, special_tokens=[END_OF_TEXT, *([UNKNOWN_WORD] if "Word" in repr(make("a")) else [])])
     ids, offsets = tokenizer.encode_with_offsets(text)
     assert ids.tolist() == tokenizer.encode(text)
@@ -390,7 +390,7 @@ def test_offsets_equal_those_of_tokenizers(tmp_path):
     assert ids.tolist() == other.encode(text).ids
 
 
-def test_marks_are_kept_by_files_and_copies_and_change_the_fingerprint():
+def test_marks_survive_saving_and_copying_and_change_the_fingerprint():
     plain = BPETokenizer([], special_tokens=["<s>", "</s>", "<|im_end|>"])
     assert plain.marks == (None, None, ())
     marked = plain.with_marks(256, 257, [257, 258])
@@ -400,7 +400,7 @@ def test_marks_are_kept_by_files_and_copies_and_change_the_fingerprint():
     assert BPETokenizer([], special_tokens=[END_OF_TEXT]).marks == (256, 256, (256,))
 
 
-def test_marks_that_are_the_default_leave_the_fingerprint_as_it_was():
+def test_default_marks_do_not_change_the_fingerprint():
     plain = BPETokenizer([], special_tokens=[END_OF_TEXT])
     assert plain.with_marks(256, 256, [256]).to_dict() == plain.to_dict()
 

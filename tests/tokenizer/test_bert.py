@@ -1,4 +1,4 @@
-"""BERT's normalizer and splitting are those of `tokenizers`, for every character of Unicode."""
+"""BERT's normalizer and pre-tokenizer equal those of `tokenizers` on every assigned character of Unicode."""
 
 from itertools import pairwise
 from random import Random
@@ -45,7 +45,7 @@ def test_texts_and_runs_of_marks_are_normalized_as_in_tokenizers(options):
     assert isinstance(again, BertNormalizer) and again.options() == names
 
 
-def test_parts_are_normalized_independently_where_a_text_may_be_cut():
+def test_parts_between_allowed_cuts_are_normalized_independently():
     ours, count = BertNormalizer(), 0
     for text in texts(100, seed=2):
         cuts = [0, *(cut for cut in range(1, len(text)) if ours.may_cut(text, cut)), len(text)]
@@ -54,7 +54,7 @@ def test_parts_are_normalized_independently_where_a_text_may_be_cut():
     assert count > 1000
 
 
-def test_offsets_name_the_character_that_each_comes_from():
+def test_offsets_give_the_source_of_each_normalized_character():
     """By hand: é loses its accent, the Chinese character gets spaces around it, NUL is removed, İ loses its dot."""
     text = "é\0中İ"
     assert BertNormalizer().normalize(text) == "e 中 i"

@@ -1,4 +1,4 @@
-"""Blocks join to the documents they were cut from, in any process."""
+"""Blocks, joined, equal the documents they were cut from, also after pickling."""
 
 import pickle
 from itertools import pairwise

@@ -16,9 +16,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer, textbook
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, learned, load_tokenizer, textbook
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES
-from tinylm.tokenizer.fast import blocks, counting, merging
+from tinylm.tokenizer.fast import blocks, counting, merging, words
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.merging import merge_word
 from tinylm.tokenizer.fast.pretokenize import PATTERNS
@@ -63,7 +63,7 @@ def test_a_word_is_merged_in_the_order_of_learning_by_hand():
     assert tokenizer.vocab_size == 259
 
 
-def test_a_pair_whose_bytes_are_a_token_becomes_that_token():
+def test_a_merge_that_spells_an_existing_token_gives_that_token():
     tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel again
     assert tokenizer.vocab_size == 256 + 3
     assert merge_word([H, 258], tokenizer._merged) == [257]
@@ -105,7 +105,7 @@ def test_the_gpt4_pattern_equals_tiktokens(tale):
 @few
 @given(text=st.text(), cuts=st.lists(st.integers(0, 50), max_size=4), pattern=st.sampled_from(["gpt2", "gpt4"]))
 @example(text="hello  hellö\n\n 'tis 1234 " * 3, cuts=[9], pattern="gpt2")
-def test_blocks_of_texts_have_the_ids_of_each_text_with_separators_between(trained, text, cuts, pattern):
+def test_a_block_has_the_ids_of_its_texts_with_separators_between(trained, text, cuts, pattern):
     merges = trained.merges[:300]
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     texts = [text[a:b] for a, b in pairwise(bounds)]
@@ -133,7 +133,7 @@ def test_long_words_and_words_of_each_length_have_the_same_ids_in_blocks(trained
     assert trained.encode_block(Block([text])).tolist() == trained._encode_short(text)
 
 
-def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp_path, monkeypatch):
+def test_encoding_a_file_in_one_or_two_processes_equals_encoding_its_text(trained, tale, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
     monkeypatch.setattr(counting, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(tale.encode())
@@ -146,7 +146,7 @@ def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
-def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_path, monkeypatch):
+def test_a_file_without_spaces_or_of_one_word_has_the_words_of_its_text(pattern, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 300)
     tokenizer = BPETokenizer([], pattern)
     for text in ("我喜欢语言模型。日本語、한국어" * 50, "x" * 5000, "x \n\n " * 90, "\u3000 \u3000a" * 200, "", "a"):
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_position(processes, tmp_pat
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary())
-def test_any_bytes_come_back(trained, data):
+def test_any_bytes_round_trip(trained, data):
     text = data.decode("latin-1")
     assert trained.decode(trained.encode(text), errors="strict") == text
     pieces = trained.encode(data.decode("utf-8", "replace"))
@@ -219,14 +219,14 @@ def test_merges_equal_those_of_tokenizers_on_any_text(text, num_merges):
 def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 2000)
     monkeypatch.setattr(counting, "ALONE", 1)
-    told = []
+    reported = []
     parallel = BPETokenizer.train_from_texts(
-        [tale], vocab_size=900, processes=2, progress=lambda stage, done: told.append((stage, done))
+        [tale], vocab_size=900, processes=2, progress=lambda stage, done: reported.append((stage, done))
     )
     assert parallel == trained
-    counted = [done for stage, done in told if stage == "counting"]
+    counted = [done for stage, done in reported if stage == "counting"]
     assert len(counted) > 10 and counted == sorted(counted) and counted[-1] == len(tale.encode())
-    assert [done for stage, done in told if stage == "merging"] == list(range(1, 900 - 256 + 1))
+    assert [done for stage, done in reported if stage == "merging"] == list(range(1, 900 - 256 + 1))
 
 
 def test_only_the_beginning_of_a_very_long_word_is_learned_from(capsys, monkeypatch):
@@ -248,28 +248,28 @@ def test_a_memory_limit_forgets_rare_words_with_a_notice(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_training_ends_where_every_word_is_one_token():
+def test_training_stops_when_every_word_is_one_token():
     tokenizer = BPETokenizer.train_from_texts(["hello hello"], vocab_size=5000, special_tokens=[END_OF_TEXT])
     assert tokenizer.encode("hello hello") == [token for token, piece in enumerate(tokenizer.token_bytes)
                                                if piece in (b"hello", b" hello")]  # fmt: skip
     assert tokenizer.vocab_size == len(tokenizer.merges) + 257 < 300
 
 
-def test_texts_are_apart_and_chunks_of_one_text_are_not():
+def test_merges_span_the_chunks_of_a_text_but_never_two_texts():
     apart = BPETokenizer.train_from_texts(["he", "lo"] * 9, vocab_size=259)
     whole = BPETokenizer.train_from_streams([["he", "lo"]] * 9, vocab_size=259)
     assert [apart.token_bytes[token] for token in apart.encode("helo")] == [b"he", b"lo"]
     assert [whole.token_bytes[token] for token in whole.encode("helo")] == [b"helo"]
 
 
-def test_the_size_counts_bytes_merges_and_special_tokens():
+def test_vocab_size_counts_bytes_merges_and_special_tokens():
     tokenizer = BPETokenizer.train_from_texts(["hello " * 9], vocab_size=260, special_tokens=[END_OF_TEXT])
     assert (tokenizer.vocab_size, len(tokenizer.merges), tokenizer.end_of_text) == (260, 3, 259)
     with pytest.raises(ConfigError, match="vocab_size must be at least 257, the bytes and special tokens, got 256"):
         BPETokenizer.train_from_texts(["a"], vocab_size=256, special_tokens=[END_OF_TEXT])
 
 
-def test_nothing_to_learn_from_is_an_error():
+def test_training_on_no_text_is_refused():
     for texts in ([], [""]):
         with pytest.raises(DataError, match="the corpus is empty"):
             BPETokenizer.train_from_texts(texts)
@@ -287,12 +287,12 @@ def test_merges_of_unknown_ids_are_refused(merges):
         BPETokenizer(merges)
 
 
-# --- other numberings of ids
+# --- custom ids
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.text(), st.randoms(use_true_random=False), st.integers(0, 50))
-def test_ids_are_the_counted_ones_in_another_numbering(trained, text, random, holes):
+def test_custom_ids_renumber_the_default_ids(trained, text, random, holes):
     specials = ["<x>", END_OF_TEXT]
     counted = BPETokenizer(trained.merges, special_tokens=specials)
     ids = random.sample(range(counted.vocab_size + holes), counted.vocab_size)
@@ -313,7 +313,7 @@ def test_ids_are_the_counted_ones_in_another_numbering(trained, text, random, ho
     assert found == [tokens.get(token, (b"", 0)) for token in range(other.vocab_size)]
 
 
-def test_a_tokenizer_with_ids_is_saved_with_them_and_counted_ones_are_not(trained, tmp_path):
+def test_custom_ids_are_saved_and_default_ids_are_not(trained, tmp_path):
     ids = [*range(1, trained.vocab_size), 0]
     other = BPETokenizer(trained.merges, ids=ids)
     other.save(tmp_path / "t.json")
@@ -360,9 +360,9 @@ def test_a_file_with_invalid_merges_is_refused(tmp_path):
             load_tokenizer(tmp_path / "t.json")
 
 
-def test_remembered_words_are_forgotten_before_they_are_too_many(monkeypatch):
-    monkeypatch.setattr(bpe, "MAX_REMEMBERED", 10)
-    monkeypatch.setattr(bpe, "MAX_KNOWN", 10)
+def test_the_word_caches_stay_bounded(monkeypatch):
+    monkeypatch.setattr(words, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(learned, "MAX_KNOWN", 10)
     tokenizer = BPETokenizer([(H, E)])
     for number in range(100):
         assert tokenizer.decode(tokenizer.encode(f"word{number} he")) == f"word{number} he"

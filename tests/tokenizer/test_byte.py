@@ -1,4 +1,4 @@
-"""ByteTokenizer: ids are the bytes of UTF-8."""
+"""ByteTokenizer: the ids of a text are its UTF-8 bytes."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_ids_are_the_bytes_of_utf8(text):
     assert ByteTokenizer().encode(text) == list(text.encode("utf-8"))
 
 
-def test_there_are_256_ids_and_nothing_to_learn():
+def test_there_are_256_ids_and_training_reads_no_text():
     def unread():
         pytest.fail("a text was read")
         yield
@@ -29,7 +29,7 @@ def test_there_are_256_ids_and_nothing_to_learn():
 
 @few
 @given(st.binary(), st.integers(0, 50))
-def test_bytes_that_are_no_utf8_pass_a_stream_as_themselves(data, cut):
+def test_encode_stream_passes_invalid_utf8_through_unchanged(data, cut):
     text = data.decode("utf-8", "surrogateescape")
     ids = np.concatenate(list(ByteTokenizer().encode_stream([text[:cut], text[cut:]])))
     assert ids.tolist() == list(data)

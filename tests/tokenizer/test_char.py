@@ -46,14 +46,14 @@ def test_exactly_the_unknown_characters_are_refused(seen, text, cut):
         list(tokenizer.encode_stream([text[:cut], text[cut:]]))
 
 
-def test_an_unknown_character_is_named_with_code_point_position_and_remedy():
+def test_the_error_for_an_unknown_character_gives_code_point_position_and_remedy():
     with pytest.raises(DataError, match=r"character 'z' \(U\+007A\) at position 2 .*; .* bpe or byte"):
         CharTokenizer("ab").encode("abz")
     with pytest.raises(DataError, match=r"character '\\U0001f600' \(U\+1F600\) at position 1 "):
         CharTokenizer("ab").encode("a😀")
 
 
-def test_positions_count_the_whole_text_where_special_tokens_are_parsed():
+def test_error_positions_count_parsed_special_tokens():
     text = f"ab{END_OF_TEXT}z"
     with pytest.raises(DataError, match=f"'z' .* at position {text.index('z')} "):
         CharTokenizer("ab", [END_OF_TEXT]).encode(text, allow_special=True)
@@ -61,20 +61,20 @@ def test_positions_count_the_whole_text_where_special_tokens_are_parsed():
 
 @few
 @given(st.text("abc", min_size=1, max_size=4), st.text("abcé😀"))
-def test_with_unk_unknown_characters_become_that_token(seen, text):
+def test_unknown_characters_become_the_unknown_token_if_there_is_one(seen, text):
     tokenizer = CharTokenizer.train_from_texts([seen], special_tokens=[UNKNOWN])
     ids = tokenizer.encode(text)
     assert [i == tokenizer.unknown for i in ids] == [character not in seen for character in text]
     assert tokenizer.decode(ids) == "".join(c if c in seen else UNKNOWN for c in text)
 
 
-def test_of_all_of_unicode_only_the_vocabulary_is_known():
+def test_every_unicode_character_outside_the_vocabulary_is_unknown():
     every = "".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
     ids = CharTokenizer("zé😀", [UNKNOWN]).encode_array(every)
     assert {every[place]: ids[place] for place in (ids != 3).nonzero()[0]} == {"z": 0, "é": 1, "😀": 2}
 
 
-def test_a_vocabulary_is_not_empty_and_has_each_character_once():
+def test_an_empty_or_repeating_vocabulary_is_refused():
     with pytest.raises(DataError, match="corpus is empty"):
         CharTokenizer.train_from_texts(["", ""])
     with pytest.raises(ConfigError, match="characters must be distinct"):

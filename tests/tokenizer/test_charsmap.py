@@ -1,4 +1,4 @@
-"""SentencePiece's tables and normalizer against the library, and Hugging Face's way to apply them."""
+"""SentencePiece's replacement tables and normalizer against the library, and against `tokenizers`."""
 
 import base64
 import itertools
@@ -21,12 +21,12 @@ from tinylm.tokenizer.normalizers.charsmap_rules import compile_charsmap, named_
 from tinylm.tokenizer.normalizers.double_array import LEAF
 from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 
-POINTS = "|".join(chr(point) for point in range(1, 0x110000) if not 0xD800 <= point < 0xE000)  # nothing joins |
+POINTS = "|".join(chr(point) for point in range(1, 0x110000) if not 0xD800 <= point < 0xE000)  # no rule contains |
 EDGES = ["", " ", "  ", "\x01", "\x01 ", "▁", " ▁ ", "a▁", "\u3000", " \u00a8", "a \x01 b", "\x01\x01", "a\u0300\u0301"]
 
 
 def library(rule: str, prefix: bool = False, remove: bool = False, escape: bool = False):
-    """SentencePiece's normalizer with a table of replacements."""
+    """The library's normalizer with a named set of rules."""
     options = {"add_dummy_prefix": prefix, "remove_extra_whitespaces": remove, "escape_whitespaces": escape}
     return sentencepiece.SentencePieceNormalizer(rule_name=rule, **options)
 
@@ -43,7 +43,7 @@ def tables() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def strings(tables) -> list[str]:
-    """Texts of many scripts, and strings of the tables, whole and cut, next to characters that may join them."""
+    """Texts in many scripts, and keys of the tables, whole or truncated, next to characters that may join them."""
     draw, rules = random.Random(0), [*dict(library("nmt_nfkc").Decompile())]
     near = ["e", "\u0301", "\u1161", "\u11a8", "\0", "\r\n", "👨\u200d👩"]
     mixed = ["".join(draw.choice([draw.choice(rules), draw.choice(rules)[:2], draw.choice(near)]) for _ in range(6))]
@@ -52,14 +52,14 @@ def strings(tables) -> list[str]:
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf", "nfkc"])
-def test_a_table_is_applied_as_by_sentencepiece(rule, tables, strings):
+def test_normalizing_with_a_table_equals_sentencepiece(rule, tables, strings):
     table, other = Charsmap(tables[rule]), library(rule)
     assert table.normalize(POINTS) == other.Normalize(POINTS)
     for text in strings:
         assert table.normalize(text) == other.Normalize(text)
 
 
-def test_a_table_is_applied_by_graphemes_as_by_tokenizers(tables, strings):
+def test_normalizing_by_graphemes_equals_tokenizers(tables, strings):
     ours, theirs = (
         Precompiled(base64.b64encode(tables["nmt_nfkc"]).decode()),
         normalizers.Precompiled(tables["nmt_nfkc"]),
@@ -77,7 +77,7 @@ def test_a_table_is_applied_by_graphemes_as_by_tokenizers(tables, strings):
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
 @pytest.mark.parametrize(("prefix", "remove", "escape"), [*itertools.product([False, True], repeat=3)][2:])
-def test_spaces_are_those_of_sentencepiece(rule, prefix, remove, escape, tables, strings):
+def test_spaces_are_treated_as_in_sentencepiece(rule, prefix, remove, escape, tables, strings):
     other = library(rule, prefix, remove, escape)
     charsmap = base64.b64encode(tables[rule]).decode() if rule in tables else ""
     ours = Normalizer.from_dict(SentencePieceNormalizer(charsmap, prefix, remove, escape).to_dict())
@@ -90,25 +90,25 @@ def test_spaces_are_those_of_sentencepiece(rule, prefix, remove, escape, tables,
             assert ours.normalize(text[:cut]) + ours.normalize(text[cut:], continues=True) == normal
 
 
-def test_offsets_cover_what_is_replaced():
+def test_offsets_cover_the_replaced_characters():
     ours = SentencePieceNormalizer(base64.b64encode(compile_charsmap({"ﬁ": "fi", "e\u0301": "é", "\x01": ""})).decode())
     begins, ends = ours.offsets(" aﬁ\x01 e\u0301  ")  # -> ▁afi▁é: characters 1, 2, 2, 4, 5 and 6
     assert ours.normalize(" aﬁ\x01 e\u0301  ") == "▁afi▁é"
     assert begins[1:].tolist() == [1, 2, 2, 4, 5] and ends[1:].tolist() == [2, 3, 3, 5, 7]
 
 
-def test_symbols_are_found_first_and_stay():
+def test_symbols_are_found_before_the_rules_and_kept():
     ours = SentencePieceNormalizer(
         base64.b64encode(compile_charsmap({"a": "b", "<x": "y"})).decode(), symbols=["<xa>", "a<"]
     )
     assert ours.normalize("a <xa> a<xa> <xa") == "▁b▁<xa>▁a<xb>▁yb"
 
 
-# --- written
+# --- writing tables
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc_cf"])  # the rules with the most steps
-def test_rules_from_unicode_data_are_those_of_sentencepiece(rule, strings):
+def test_rules_from_unicode_data_equal_those_of_sentencepiece(rule, strings):
     """Rules with characters newer than Python's version of Unicode are left out."""
     ours, theirs = named_rules(rule), dict(library(rule).Decompile())
     for key in ours.keys() | theirs.keys():
@@ -128,7 +128,7 @@ KEYS = st.text("ab\u00e9\u4e2d\U0001f642\u0301", min_size=1, max_size=4)
 @given(st.dictionaries(KEYS, st.text("xé\u4e2d ", max_size=3), min_size=1, max_size=12), st.lists(KEYS, max_size=6))
 @example({"a": "", "ab": "x", "abab": "b"}, ["aba", "abab", "b"])
 @settings(max_examples=60, deadline=None)
-def test_a_table_that_is_written_is_read_by_sentencepiece(rules, parts):
+def test_sentencepiece_reads_a_table_that_we_compile(rules, parts):
     rules = {key: text for key, text in rules.items() if key != text} | {"zz": "z"}  # the library refuses k -> k
     text, data = "".join(parts), compile_charsmap(rules)
     spec = b"\x12" + _varint(len(data)) + data + b"\x18\x00\x20\x00\x28\x00"  # fields 2 to 5 of normalizer_spec
@@ -141,7 +141,7 @@ def _varint(value: int) -> bytes:
     return bytes([value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14])
 
 
-# --- damaged
+# --- damaged tables
 
 
 def test_a_damaged_table_is_refused_or_read_within_its_bounds(tables):
@@ -163,20 +163,20 @@ def double_array(base_of, labels) -> bytes:
 
 
 def half_a_character() -> bytes:
-    """The table of é, in which a string ends at its first byte."""
+    """The table of é, changed so that a key ends at the first byte of é."""
     data = compile_charsmap({"é": "e"})
     units = np.frombuffer(data[4:-2], dtype="<u4")
     return data[:4] + np.where(units & (LEAF | 0xFF) == 0xC3, units | 0x100, units).astype("<u4").tobytes() + data[-2:]
 
 
 BROKEN = {
-    "nothing": (b"", "a trie of 0 bytes in 0"),
+    "no bytes": (b"", "a trie of 0 bytes in 0"),
     "no units": (b"\xff\xff\0\0abc", "a trie of 65535 bytes in 7"),
-    "a circle": (double_array(lambda i: 256, range(256)), "its strings have no end|not UTF-8"),
-    "a circle of letters": (double_array(lambda i: 256, [*range(128)] + [LEAF] * 128), "its strings have no end"),
+    "a cycle": (double_array(lambda i: 256, range(256)), "its strings have no end|not UTF-8"),
+    "a cycle of letters": (double_array(lambda i: 256, [*range(128)] + [LEAF] * 128), "its strings have no end"),
     "half a character": (half_a_character(), "it replaces what is not UTF-8"),
     "no replacement": (compile_charsmap({"a": "b"})[:-2], "a replacement is missing"),
-    "a replacement that is no text": (compile_charsmap({"a": "b"})[:-2] + b"\xff\0", "a replacement is missing"),
+    "a replacement that is not UTF-8": (compile_charsmap({"a": "b"})[:-2] + b"\xff\0", "a replacement is missing"),
 }
 
 
@@ -187,7 +187,7 @@ def test_a_broken_table_is_refused(name):
         Charsmap(data)
 
 
-def test_what_has_no_rule_is_refused(tables):
+def test_invalid_arguments_are_refused(tables):
     with pytest.raises(ConfigError, match="two spaces"):
         SentencePieceNormalizer(symbols=["a  b"])
     with pytest.raises(ConfigError, match=r"precompiled_charsmap: is damaged \("):

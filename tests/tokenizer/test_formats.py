@@ -1,4 +1,4 @@
-"""Other tools' files give the ids and text of tokenizers, transformers and tiktoken, or are refused."""
+"""Files of other tools give the ids and text of tokenizers, transformers and tiktoken, or are refused."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ MIXED = (
     "\u3000 ² ß '\u017f 'S"  # the long s equals s if case is ignored
 )
 
-# assigned characters only: the programs' Unicode versions differ
+# assigned characters only: the libraries' Unicode versions differ
 known = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=8)
 pieces = st.sampled_from([*SPECIAL, *MIXED.split(" "), "the", " little", "<", "x>", " ", "\n", "\r\n", "\0"])
 texts = st.lists(known | pieces, max_size=8).map("".join)
@@ -99,14 +99,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hugging_face(trained, folder):
-    """Name -> the same tokenizer in tokenizers."""
+    """Name -> the tokenizer as `tokenizers` reads it."""
     for name, tokenizer in trained.items():
         write_tokenizer_json(tokenizer, folder / f"{name}.json")
     return {name: tokenizers.Tokenizer.from_file(str(folder / f"{name}.json")) for name in trained}
 
 
 @every
-def test_tokenizer_json_is_read_as_the_tokenizer_that_was_written(name, trained, hugging_face, folder):
+def test_tokenizer_json_round_trips(name, trained, hugging_face, folder):
     assert read_tokenizer_json(folder / f"{name}.json") == load_tokenizer(folder / f"{name}.json") == trained[name]
     hugging_face[name].save(str(folder / "again.json"))
     again = read_tokenizer_json(folder / "again.json")
@@ -147,7 +147,7 @@ def test_transformers_gives_the_same_ids_and_text(name, trained, hugging_face, f
         assert other.decode(ids) == trained[name].decode(ids)
 
 
-def test_an_unknown_word_or_character_is_an_error_in_tokenizers_as_here(folder):
+def test_unknown_words_and_characters_are_errors_here_and_in_tokenizers(folder):
     for tokenizer in (CharTokenizer("ab"), WordTokenizer(["a", "b"], ["<eos>"])):
         write_tokenizer_json(tokenizer, folder / "strict.json", overwrite=True)
         assert read_tokenizer_json(folder / "strict.json") == tokenizer
@@ -165,7 +165,7 @@ def test_an_unknown_word_or_character_is_an_error_in_tokenizers_as_here(folder):
 @few
 @given(texts)
 @example(MIXED)
-def test_a_pattern_means_the_same_to_tokenizers(pattern, text):
+def test_a_pattern_splits_text_as_in_tokenizers(pattern, text):
     other = pre_tokenizers.Split(tokenizers.Regex(spelling(pattern)), "isolated").pre_tokenize_str(text)
     assert WordSplitter(pattern).words(text) == [word for word, _ in other]
 
@@ -174,7 +174,7 @@ def test_a_pattern_means_the_same_to_tokenizers(pattern, text):
 @given(texts)
 @example(MIXED)
 @example("a  1  2b '3s 4's ²\n5 \u3000Ⅷ ٣")
-def test_words_between_digits_are_those_of_tokenizers(text):
+def test_the_digits_pattern_splits_text_as_in_tokenizers(text):
     both = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     other = pre_tokenizers.Sequence(both).pre_tokenize_str(text)
     assert WordSplitter(DIGITS).words(text) == [text[begin:end] for _, (begin, end) in other]
@@ -182,7 +182,7 @@ def test_words_between_digits_are_those_of_tokenizers(text):
 
 @few
 @given(texts)
-def test_gpt4s_words_are_the_same_in_both_spellings(text):
+def test_both_spellings_of_gpt4s_pattern_give_the_same_words(text):
     assert WordSplitter("gpt4").words(text) == WordSplitter(GPT4).words(text)
 
 
@@ -194,7 +194,7 @@ def test_gpt4s_words_are_the_same_in_both_spellings(text):
         r"\b[\s\S]", r"(?=a)|[\s\S]",
     ],
 )  # fmt: skip
-def test_a_pattern_that_may_mean_something_else_is_not_written(pattern, tmp_path):
+def test_a_pattern_that_tokenizers_may_read_differently_is_not_written(pattern, tmp_path):
     with pytest.raises(ConfigError, match=r"pattern: .* may split text differently in Hugging Face's"):
         write_tokenizer_json(BPETokenizer([], pattern), tmp_path / "t.json")
     assert not (tmp_path / "t.json").exists()
@@ -210,7 +210,7 @@ def test_a_pattern_that_may_mean_something_else_is_not_written(pattern, tmp_path
         (WordTokenizer(["ab"], ["ab"]), "'ab' is the name of an ordinary token"),
     ],
 )
-def test_special_tokens_that_would_be_taken_for_others_are_not_written(tokenizer, problem, tmp_path):
+def test_ambiguous_special_tokens_are_not_written(tokenizer, problem, tmp_path):
     with pytest.raises(ConfigError, match=f"special_tokens: {problem}"):
         write_tokenizer_json(tokenizer, tmp_path / "t.json")
 
@@ -249,16 +249,16 @@ REFUSED = {
     "normalizers": (
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}, "Lowercase"
     ),
-    "a normalizer of spaces": (
+    "a normalizer that replaces spaces": (
         {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}}, "normalizer is .*Replace"
     ),
     "a prefix space inside": (
         {"pre_tokenizer": steps(SPLIT, LEVEL | {"add_prefix_space": True})}, r"pre_tokenizer is .*Split"
     ),
     "byte_fallback": ({"model.byte_fallback": True}, r"normalizer is null|pre_tokenizer is .*ByteLevel"),
-    "a flag that is no truth value": ({"added_tokens.0.lstrip": "yes"}, r"added_tokens: '<x>': lstrip is \"yes\""),
-    "an end behind every text": ({"post_processor": template(TEXT, BOS)}, r"post_processor is .*SpecialToken"),
-    "two beginnings": ({"post_processor": template(BOS, BOS, TEXT)}, r"post_processor is .*SpecialToken"),
+    "a flag that is not a boolean": ({"added_tokens.0.lstrip": "yes"}, r"added_tokens: '<x>': lstrip is \"yes\""),
+    "an end token after every text": ({"post_processor": template(TEXT, BOS)}, r"post_processor is .*SpecialToken"),
+    "two begin tokens": ({"post_processor": template(BOS, BOS, TEXT)}, r"post_processor is .*SpecialToken"),
     "Metaspace": ({"pre_tokenizer": {"type": "Metaspace"}}, r"pre_tokenizer is .*Metaspace"),
     "no pre_tokenizer": ({"pre_tokenizer": None}, r"pre_tokenizer is null"),
     "a Split alone": ({"pre_tokenizer": SPLIT}, r"pre_tokenizer is .*Split"),
@@ -268,7 +268,7 @@ REFUSED = {
     "inverted": ({"pre_tokenizer": steps(SPLIT | {"invert": True}, LEVEL)}, r"pre_tokenizer is .*\"invert\": true"),
     "a string": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"String": " "}}, LEVEL)}, r"pre_tokenizer is .*String"),
     "an odd pattern": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"Regex": r"\w+|\W"}}, LEVEL)}, r"pattern: "),
-    "half a pattern": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"Regex": "(?:a"}}, LEVEL)}, "' is neither gpt2"),
+    "a bad pattern": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"Regex": "(?:a"}}, LEVEL)}, "' is neither gpt2"),
     "WordPiece": ({"model.type": "WordPiece"}, r"model\.dropout is null|pre_tokenizer is .*ByteLevel"),
     "Unigram": ({"model.type": "Unigram"}, r"model\.continuing_subword_prefix is null"),
     "dropout": ({"model.dropout": 0.1}, r"model\.dropout is 0\.1"),
@@ -282,28 +282,28 @@ REFUSED = {
     "an unknown step": ({"postscript": {}}, r"postscript is {}"),
     "a new version": ({"version": "2.0"}, r'version is "2\.0"'),
     "another id": ({"added_tokens.0.id": 5}, r"added_tokens: '<x>': id is 5, but Hugging Face uses 395"),
-    "an id that is not counted": (
+    "an id out of sequence": (
         {"added_tokens.0.id": 600, "added_tokens.0.content": "<y>"}, "'<y>': id is 600, but Hugging Face uses 400"
     ),
     "an ordinary token": (
         {"added_tokens.0.id": 32, "added_tokens.0.content": "A"}, "vocab: 'A' is an added token and an ordinary one"
     ),
-    "half a special token": ({"added_tokens": []}, r"model\.vocab: '.*' is neither merged nor an added token"),
+    "a missing special token": ({"added_tokens": []}, r"model\.vocab: '.*' is neither merged nor an added token"),
     "a garbled special token": ({"added_tokens.0.content": "<é>", "added_tokens.0.id": 400}, "'<é>' would be decoded"),
     "no merges": ({"model.merges": []}, r"model\.vocab: '.*' is neither merged nor an added token"),
-    "a merge too many": ({"model.merges.0": ["q", "q"]}, "no merge makes|is neither|before a merge"),
-    "a merge of nothing": ({"model.merges.0": ["é1", "z"]}, r"merges: 'é1z' uses 'é1', which no merge makes"),
+    "a merge of an unmerged pair": ({"model.merges.0": ["q", "q"]}, "no merge makes|is neither|before a merge"),
+    "a merge of an unknown token": ({"model.merges.0": ["é1", "z"]}, r"merges: 'é1z' uses 'é1', which no merge makes"),
     "a merge of three": ({"model.merges.0": ["a", "b", "c"]}, "is not a Hugging Face tokenizer.json"),
-    "merges twice": ({"model.merges.1": ["h", "e"], "model.merges.2": ["h", "e"]}, "merges|vocab"),
+    "repeated merges": ({"model.merges.1": ["h", "e"], "model.merges.2": ["h", "e"]}, "merges|vocab"),
     "no vocabulary": ({"model.vocab": {}, "added_tokens": []}, "vocab: lacks the byte '\"'"),
     "a list for a vocabulary": ({"model.vocab": []}, "is not a Hugging Face tokenizer.json"),
-    "ids that are names": ({"model.vocab.!": "0"}, "ids must be integers"),
-    "an id twice": ({"model.vocab.!": 1}, "ids must be .* distinct integers"),
+    "ids that are strings": ({"model.vocab.!": "0"}, "ids must be integers"),
+    "a repeated id": ({"model.vocab.!": 1}, "ids must be .* distinct integers"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "problem"), REFUSED.values(), ids=REFUSED)
-def test_a_tokenizer_json_that_would_give_other_ids_is_refused_by_its_field(changes, problem, trained, tmp_path):
+def test_an_unsupported_tokenizer_json_is_refused_by_field(changes, problem, trained, tmp_path):
     values = to_tokenizer_json(trained["gpt2"])
     (tmp_path / "t.json").write_text(json.dumps(changed(values, changes)))
     for read in (read_tokenizer_json, load_tokenizer):
@@ -312,7 +312,7 @@ def test_a_tokenizer_json_that_would_give_other_ids_is_refused_by_its_field(chan
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
-def test_half_a_character_in_a_file_is_an_error_of_one_line(tmp_path):
+def test_a_lone_surrogate_in_a_file_gives_a_one_line_error(tmp_path):
     values = changed(to_tokenizer_json(BPETokenizer([])), {"added_tokens": [ADDED | {"content": "\ud800"}]})
     (tmp_path / "t.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"t\.json: the text has a lone surrogate, U\+D800"):
@@ -326,7 +326,7 @@ READ_ALIKE = {
     "an unk_token": lambda _: {"model.unk_token": END_OF_TEXT, "model.fuse_unk": True},
     "no decoder": lambda _: {"decoder": None},
     "ByteLevel after": lambda _: {"post_processor": LEVEL},
-    "an idle template": lambda _: {"post_processor": steps(LEVEL, template(TEXT))},
+    "a template without tokens": lambda _: {"post_processor": steps(LEVEL, template(TEXT))},
     "a Sequence of one": lambda _: {"pre_tokenizer": steps(PREFIXED | {"add_prefix_space": False})},
     "ignore_merges": lambda _: {"model.ignore_merges": True},
     "special tokens outside": lambda model: {
@@ -336,17 +336,16 @@ READ_ALIKE = {
 
 
 @pytest.mark.parametrize("change", READ_ALIKE.values(), ids=READ_ALIKE)
-def test_what_changes_no_id_is_read(change, trained, folder, tale):
+def test_fields_that_change_no_id_are_accepted(change, trained, folder, tale):
     values = to_tokenizer_json(trained["gpt2"])
     (folder / "alike.json").write_text(json.dumps(changed(values, change(values["model"]))))
     assert read_tokenizer_json(folder / "alike.json") == trained["gpt2"]
     other = tokenizers.Tokenizer.from_file(str(folder / "alike.json"))
-    assert other.encode(tale + "".join(SPECIAL)).ids == trained["gpt2"].encode(
-        tale + "".join(SPECIAL), allow_special=True
-    )
+    text = tale + "".join(SPECIAL)
+    assert other.encode(text).ids == trained["gpt2"].encode(text, allow_special=True)
 
 
-def test_digits_cut_apart_are_read(trained, folder, tale):
+def test_a_digits_pre_tokenizer_is_read(trained, folder, tale):
     both = steps({"type": "Digits", "individual_digits": True}, PREFIXED | {"add_prefix_space": False})
     values = to_tokenizer_json(trained["gpt2"]) | {"pre_tokenizer": both}
     (folder / "digits.json").write_text(json.dumps(values))
@@ -361,22 +360,14 @@ def test_ids_of_special_tokens_that_come_first_are_kept(trained):
     assert (tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.ids[:2]) == (400, 1, [3, 4])
 
 
-def test_bytes_without_a_token_are_left_out_and_what_is_left_merges_as_in_their_library(tmp_path):
+def test_bytes_without_a_token_are_skipped_as_in_tokenizers(tmp_path):
     other = tokenizers.Tokenizer(models.BPE())
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     other.train_from_iterator(["hello"], trainers.BpeTrainer(vocab_size=300, show_progress=False))
     other.save(str(tmp_path / "t.json"))
     tokenizer = load_tokenizer(tmp_path / "t.json")
-    for text in (
-        "hello",
-        "he!llo",
-        "h\u0301ello, hell!",
-        "",
-        "!",
-        "é",
-        "oh " * 1000,
-        "x" * 100 + "he" + "y" * 100 + "llo",
-    ):
+    long = ["oh " * 1000, "x" * 100 + "he" + "y" * 100 + "llo"]
+    for text in ["hello", "he!llo", "h\u0301ello, hell!", "", "!", "é", *long]:
         assert tokenizer.encode(text) == other.encode(text).ids
         assert tokenizer.encode_block(Block([text])).tolist() == other.encode(text).ids
     write_tokenizer_json(tokenizer, tmp_path / "again.json")
@@ -386,12 +377,10 @@ def test_bytes_without_a_token_are_left_out_and_what_is_left_merges_as_in_their_
             write(tokenizer, tmp_path / "other")
 
 
-def test_of_tables_of_words_only_ours_are_read(tmp_path):
+def test_only_our_own_word_level_files_are_read(tmp_path):
     values = to_tokenizer_json(WordTokenizer(["a", "b"]))
-    for changes, field in {
-        ("decoder", "WordPiece"): "decoder", ("normalizer", "NFC"): "normalizer",
-    }.items():  # fmt: skip
-        (tmp_path / "t.json").write_text(json.dumps(changed(values, {changes[0]: {"type": changes[1]}})))
+    for field, kind in {"decoder": "WordPiece", "normalizer": "NFC"}.items():
+        (tmp_path / "t.json").write_text(json.dumps(changed(values, {field: {"type": kind}})))
         with pytest.raises(DataError, match=rf"t\.json: {field}: a WordLevel model is read only as tinylm writes it"):
             read_tokenizer_json(tmp_path / "t.json")
 
@@ -399,23 +388,22 @@ def test_of_tables_of_words_only_ours_are_read(tmp_path):
 # --- merges from ranks
 
 
-def all_cuts(ranks):
-    """All pairs of tokens into which each token can be split, in the order of the ranks, as in Llama 3's file."""
+def all_splits(ranks):
+    """Yields every split of each token into two tokens, in the order of ranks, as Llama 3's file lists them."""
     for whole in sorted(ranks, key=ranks.get):
-        cuts = [(whole[:place], whole[place:]) for place in range(1, len(whole))]
-        yield from sorted(
-            (cut for cut in cuts if set(cut) <= ranks.keys()), key=lambda cut: [ranks[part] for part in cut]
-        )
+        splits = [(whole[:place], whole[place:]) for place in range(1, len(whole))]
+        known = [split for split in splits if set(split) <= ranks.keys()]
+        yield from sorted(known, key=lambda split: [ranks[part] for part in split])
 
 
 def llama(ranks, ignore_merges=True):
     """A tokenizer.json converted from tiktoken's ranks."""
     values = to_tokenizer_json(BPETokenizer([], "gpt4"))
-    model = {"model.vocab": ranks, "model.merges": list(all_cuts(ranks)), "model.ignore_merges": ignore_merges}
+    model = {"model.vocab": ranks, "model.merges": list(all_splits(ranks)), "model.ignore_merges": ignore_merges}
     return changed(values, model)
 
 
-def test_a_file_with_all_cuts_of_its_tokens_has_the_same_ids_as_tokenizers(trained, folder, tale):
+def test_a_file_that_lists_every_split_of_its_tokens_gives_the_ids_of_tokenizers(trained, folder, tale):
     model = to_tokenizer_json(trained["gpt4"])["model"]
     values = llama({name: token for name, token in model["vocab"].items() if name not in SPECIAL})
     assert len(values["model"]["merges"]) > len(model["merges"])
@@ -429,7 +417,7 @@ def test_a_file_with_all_cuts_of_its_tokens_has_the_same_ids_as_tokenizers(train
 
 @st.composite
 def token_names(draw):
-    """Tokens that join two others, in the order of joining or shuffled."""
+    """Draws tokens that each join two earlier ones, in that order or shuffled."""
     names = list("abcd")
     for left, right in draw(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=12)):
         name = names[left % len(names)] + names[right % len(names)]
@@ -448,7 +436,7 @@ words = ["".join(letters) for length in (3, 4, 5) for letters in product("abcd",
 @example(["bc", "ab", "cd", "abcd"], False)  # abcd is never made, ...
 @example(["bc", "ab", "cd", "abcd"], True)  # ... or made if it is a word
 @example(["bc", "ab", "cd", "abcd", "bcd"], False)  # abcd uses a later token
-def test_ranks_and_cuts_of_any_tokens_are_read_exactly_or_refused(folder, tokens, ignore_merges):
+def test_ranks_and_splits_of_any_tokens_are_read_exactly_or_refused(folder, tokens, ignore_merges):
     ranks = {name: token for token, name in enumerate([*ALPHABET, *tokens])}
     values = llama(ranks, ignore_merges)
     (folder / "cuts.json").write_text(json.dumps(values))
@@ -476,7 +464,7 @@ def test_ranks_and_cuts_of_any_tokens_are_read_exactly_or_refused(folder, tokens
 @example([(0, 1), (1, 2), (0, 4), (2, 2), (3, 2)])  # the same, but cc is made before it
 def test_any_merges_are_written_exactly_as_ranks_or_refused(folder, pairs):
     letters, merges = [BYTES.index(letter) for letter in b"abc"], []
-    for pair in pairs:  # 0, 1, 2 are letters, then come merges
+    for pair in pairs:  # 0, 1, 2 are letters; larger numbers are merges
         left, right = (letters[part] if part < 3 else 256 + part - 3 for part in pair)
         if max(left, right) < BPETokenizer(merges).vocab_size:
             merges.append((left, right))
@@ -507,7 +495,7 @@ def test_gpt2s_files_give_the_same_ids_here_and_in_tokenizers(name, trained, gpt
 
 @pytest.fixture(scope="module")
 def gpt2_files(trained, folder):
-    """Name -> the tokenizers that tinylm and tokenizers read."""
+    """Name -> the tokenizer as tinylm reads it, and as `tokenizers` reads it."""
     read = {}
     for name in ("no merges", "no special tokens", "gpt2", "special tokens first"):
         write_gpt2(trained[name], folder / name)
@@ -518,7 +506,7 @@ def gpt2_files(trained, folder):
     return read
 
 
-def test_gpt2s_alphabet_is_that_of_tokenizers():
+def test_gpt2s_alphabet_equals_that_of_tokenizers():
     assert sorted(ALPHABET) == sorted(pre_tokenizers.ByteLevel.alphabet())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for character in map(chr, [*range(256), 0x800, 0x1F600]):
@@ -541,24 +529,24 @@ def test_merges_without_a_header_with_windows_line_ends_are_read(trained, tmp_pa
         (BPETokenizer([], special_tokens=["é"]), "special_tokens: 'é' is the name of an ordinary token"),
     ],
 )
-def test_what_gpt2s_files_cannot_hold_is_refused(tokenizer, problem, tmp_path):
+def test_a_tokenizer_that_gpt2s_files_cannot_represent_is_refused(tokenizer, problem, tmp_path):
     with pytest.raises(ConfigError, match=problem):
         write_gpt2(tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 DAMAGED = {
-    "truncated vocab": (lambda vocab, merges: (vocab[:-9], merges), r"vocab\.json: is not valid JSON"),
-    "vocab of a list": (lambda vocab, merges: ("[1, 2]", merges), r"vocab\.json: is not a vocabulary"),
+    "a truncated vocab": (lambda vocab, merges: (vocab[:-9], merges), r"vocab\.json: is not valid JSON"),
+    "a list for a vocab": (lambda vocab, merges: ("[1, 2]", merges), r"vocab\.json: is not a vocabulary"),
     "a vocab too small": (lambda vocab, merges: ('{"a": 1}', merges), r"vocab\.json: vocab: lacks the byte '!'"),
-    "ids that are names": (lambda vocab, merges: (vocab.replace(": 0", ': "0"', 1), merges), r"vocab\.json: ids must"),
-    "ids twice": (lambda vocab, merges: (vocab.replace(": 0,", ": 1,", 1), merges), r"vocab\.json: ids must be 400"),
-    "half a line": (lambda vocab, merges: (vocab, merges + "abc\n"), r"merges\.txt: line 141 must .*got 'abc'"),
+    "ids of strings": (lambda vocab, merges: (vocab.replace(": 0", ': "0"', 1), merges), r"vocab\.json: ids must"),
+    "repeated ids": (lambda vocab, merges: (vocab.replace(": 0,", ": 1,", 1), merges), r"vocab\.json: ids must be 400"),
+    "one part": (lambda vocab, merges: (vocab, merges + "abc\n"), r"merges\.txt: line 141 must .*got 'abc'"),
     "three parts": (lambda vocab, merges: (vocab, merges + "a b c\n"), r"merges\.txt: line 141 must .*got 'a b c'"),
     "an unknown piece": (lambda vocab, merges: (vocab, merges + "q@q z\n"), r"merges: 'q@qz' uses 'q@q', which"),
     "no byte's name": (lambda vocab, merges: (vocab, merges + "a ☃\n"), r"merges\.txt: merges: 'a☃' uses '☃'"),
     "a new merge": (lambda vocab, merges: (vocab, merges + "q q\n"), r"json: vocab: lacks the merged token 'qq'"),
-    "a merge twice": (lambda vocab, merges: (vocab, merges + "h e\nh e\n"), r"vocab\.json: (?:merges|vocab: lacks)"),
+    "a repeated merge": (lambda vocab, merges: (vocab, merges + "h e\nh e\n"), r"vocab\.json: (?:merges|vocab: lacks)"),
     "a merge too early": (
         lambda vocab, merges: (vocab, "#version\na bc\nb c\na b\nab c\n"),
         r"merges\.txt: merges: 'abc' uses 'bc' before a merge makes it; reorder the merges",
@@ -572,7 +560,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("damage", "problem"), DAMAGED.values(), ids=DAMAGED)
-def test_damaged_gpt2_files_are_named_with_their_problem(damage, problem, trained, tmp_path):
+def test_the_error_for_damaged_gpt2_files_names_the_file_and_the_problem(damage, problem, trained, tmp_path):
     write_gpt2(trained["gpt2"], tmp_path)
     paths = [tmp_path / "vocab.json", tmp_path / "merges.txt"]
     for path, content in zip(paths, damage(*(path.read_text(encoding="utf-8") for path in paths)), strict=True):
@@ -597,7 +585,7 @@ def tiktoken_of(path, tokenizer):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_tiktoken_cache():
-    """Disables tiktoken's cache by path, which would return the file of an earlier test."""
+    """Disables tiktoken's cache, which is keyed by path and would return the file of an earlier test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", "")
         yield
@@ -605,7 +593,7 @@ def no_tiktoken_cache():
 
 @pytest.fixture(scope="module")
 def rank_files(trained, folder):
-    """Name -> the tokenizers that tinylm and tiktoken read."""
+    """Name -> the tokenizer as tinylm reads it, and as tiktoken reads it."""
     read = {}
     for name, tokenizer in trained.items():
         if isinstance(tokenizer, BPETokenizer):
@@ -629,7 +617,7 @@ def test_ranks_give_the_same_ids_here_and_in_tiktoken(name, trained, rank_files,
     assert other.decode(ids) == tokenizer.decode(ids)
 
 
-def test_special_tokens_follow_the_ranks_where_they_have_no_ids(trained, rank_files, folder):
+def test_special_tokens_without_ids_follow_the_ranks(trained, rank_files, folder):
     path = folder / "gpt2.tiktoken"
     assert read_tiktoken(path, special_tokens=SPECIAL) == trained["gpt2"]
     assert read_tiktoken(path, special_tokens={"<x>": 500}).special_tokens == {"<x>": 500}
@@ -657,7 +645,7 @@ A, B, C = (BYTES.index(letter) for letter in b"abc")
         (BPETokenizer([(A, B), (A, C)], ids=[*range(256), 257, 256]), "ids must increase .*got 256 for 'ac' after 257"),
     ],
 )
-def test_what_ranks_cannot_hold_is_refused_with_the_token(tokenizer, problem, tmp_path):
+def test_the_error_for_a_tokenizer_that_ranks_cannot_represent_names_the_token(tokenizer, problem, tmp_path):
     with pytest.raises(ConfigError, match=problem):
         write_tiktoken(tokenizer, tmp_path / "t.tiktoken")
     assert not (tmp_path / "t.tiktoken").exists()
@@ -668,10 +656,10 @@ BAD_RANKS = {
     "wrong base64": (BYTE_RANKS + "YWI 256\n", "is not a file of ranks"),
     "no base64": (BYTE_RANKS + "Y*I= 256\n", "is not a file of ranks"),
     "no rank": (BYTE_RANKS + "YWI=\n", "is not a file of ranks"),
-    "a rank that is none": (BYTE_RANKS + "YWI= x\n", "is not a file of ranks"),
+    "a rank that is no number": (BYTE_RANKS + "YWI= x\n", "is not a file of ranks"),
     "a rank below 0": (BYTE_RANKS + "YWI= -1\n", "ids must be 257 distinct integers"),
-    "a rank twice": (BYTE_RANKS + "YWI= 255\n", "ids must be 257 distinct integers"),
-    "a token twice": (BYTE_RANKS + "YWI= 256\nYWI= 257\n", "ids must be 257 distinct integers"),
+    "a repeated rank": (BYTE_RANKS + "YWI= 255\n", "ids must be 257 distinct integers"),
+    "a repeated token": (BYTE_RANKS + "YWI= 256\nYWI= 257\n", "ids must be 257 distinct integers"),
     "a huge rank": (BYTE_RANKS + "YWI= 99999999999\n", "ids must be 257 distinct integers"),
     "cut off": (BYTE_RANKS[:900], "lacks the byte|is not a file of ranks"),
     "empty": ("", "integers|lacks the byte"),
@@ -685,7 +673,7 @@ BAD_RANKS = {
 
 
 @pytest.mark.parametrize(("content", "problem"), BAD_RANKS.values(), ids=BAD_RANKS)
-def test_damaged_ranks_are_named_with_their_problem(content, problem, tmp_path):
+def test_the_error_for_damaged_ranks_names_the_file_and_the_problem(content, problem, tmp_path):
     (tmp_path / "t.tiktoken").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=rf"t\.tiktoken: .*(?:{problem})") as raised:
         load_tokenizer(tmp_path / "t.tiktoken")
@@ -695,7 +683,7 @@ def test_damaged_ranks_are_named_with_their_problem(content, problem, tmp_path):
 # --- any format
 
 
-def test_load_tokenizer_takes_what_it_finds(trained, tmp_path, capsys):
+def test_load_tokenizer_recognizes_each_format(trained, tmp_path, capsys):
     tokenizer = trained["no special tokens"]
     write_tiktoken(tokenizer, tmp_path / "t.tiktoken")
     assert load_tokenizer(tmp_path / "t.tiktoken") == tokenizer
@@ -712,7 +700,7 @@ def test_load_tokenizer_takes_what_it_finds(trained, tmp_path, capsys):
     assert load_tokenizer(str(folder)) == trained["char"]
 
 
-def test_files_that_are_not_there_are_missing_input(tmp_path):
+def test_missing_files_raise_missing_input(tmp_path):
     write_gpt2(BPETokenizer([]), tmp_path)
     for read in (
         lambda: read_gpt2(tmp_path / "nowhere", tmp_path / "merges.txt"),
@@ -751,7 +739,7 @@ FOREIGN = {  # content, what it is, what to do
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_tokenizer_of_another_program_is_named_with_what_to_do(name, tmp_path):
+def test_the_error_for_another_programs_tokenizer_names_the_program_and_the_remedy(name, tmp_path):
     content, kind, remedy = FOREIGN[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{re.escape(name)}: {re.escape(kind)}.*; .*{re.escape(remedy)}") as raised:
@@ -769,7 +757,7 @@ def test_word_level_of_tokenizers_is_refused_by_its_type(step, tmp_path):
         load_tokenizer(tmp_path / "t.json")
 
 
-def test_a_cut_off_tokenizer_json_is_no_json(trained, tmp_path):
+def test_a_truncated_tokenizer_json_is_refused(trained, tmp_path):
     write_tokenizer_json(trained["gpt2"], tmp_path / "t.json")
     (tmp_path / "t.json").write_bytes((tmp_path / "t.json").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"t\.json: is not valid JSON"):

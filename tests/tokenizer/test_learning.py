@@ -57,5 +57,7 @@ def test_counts_beyond_32_bits_are_compared_correctly(few, monkeypatch):
 @pytest.mark.parametrize("few", [0, 1000])
 def test_a_pair_that_overlaps_with_itself_is_merged_from_the_left(few, monkeypatch):
     monkeypatch.setattr(learning, "FEW", few)
-    counts = {(0,) * 7: 5, (1, 0, 0, 0): 1}  # aa 6 * 5 + 2; aa|aa|aa|a and b|aa|a: aa aa 10, aa a 6; aaaa|aa|a: aa a 6
+    # aaaaaaa 5 times, baaa once: aa occurs 6 x 5 + 2 times. Then aa|aa|aa|a and b|aa|a: aa aa 10 times, aa a 6 times.
+    # Then aaaa|aa|a and b|aa|a: aa a is still 6.
+    counts = {(0,) * 7: 5, (1, 0, 0, 0): 1}
     assert learn(counts, 7)[0] == [(0, 0), (4, 4), (4, 0)]

@@ -50,7 +50,7 @@ def test_a_pair_may_become_an_existing_token():
 
 @many
 @given(tables, words)
-def test_without_dropout_nothing_is_left_out_and_with_all_of_it_nothing_is_merged(pairs, words):
+def test_dropout_0_keeps_every_merge_and_dropout_1_none(pairs, words):
     ranked = {pair: (rank, token) for rank, (pair, token) in enumerate(merged_pairs(pairs).items())}
     random = np.random.default_rng(0)
     for word in words:
@@ -58,7 +58,7 @@ def test_without_dropout_nothing_is_left_out_and_with_all_of_it_nothing_is_merge
         assert merge_some(word, ranked, 1.0, random) == word
 
 
-def test_dropout_has_its_exact_probabilities():
+def test_segmentations_with_dropout_have_their_exact_probabilities():
     """abc with the merges ab, bc and ab c: bc is merged only if ab is left out."""
     ranked, p = {(0, 1): (0, 4), (1, 2): (1, 5), (4, 2): (2, 6)}, 0.3
     expected = {(6,): (1 - p) ** 2, (4, 2): (1 - p) * p, (0, 5): p * (1 - p), (0, 1, 2): p**2}

@@ -1,4 +1,4 @@
-"""Tokenizers of other models against the `tokenizers` library: ids, texts, offsets, blocks, and files written again."""
+"""Tokenizers shaped like published ones against `tokenizers`: ids, texts, offsets, blocks and written files."""
 
 import json
 import random
@@ -195,7 +195,7 @@ def check_equal(ours, other, count):
         other.encode_special_tokens = again.encode_special_tokens = not special
         ids = other.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, allow_special=special) == ids, text
-        if number % 10 > 1:  # the rest is checked on every fifth text of each kind
+        if number % 10 > 1:  # the slower checks run on every fifth text
             continue
         assert again.encode(text, add_special_tokens=False).ids == ids, text
         assert ours.decode(ids) == other.decode(ids, skip_special_tokens=False), text
@@ -205,7 +205,7 @@ def check_equal(ours, other, count):
 
 
 def check_offsets(found, offsets, ids, text, ours):
-    """Checks that offsets lie in the text and never decrease, and give the tokens' text where nothing was changed."""
+    """Checks that offsets lie in the text and never decrease; in unchanged ASCII text they cover the tokens' bytes."""
     assert found.tolist() == ids
     assert offsets.shape == (len(ids), 2)
     assert ((offsets >= 0) & (offsets <= len(text))).all() and (offsets[:, 0] <= offsets[:, 1]).all()
@@ -215,7 +215,7 @@ def check_offsets(found, offsets, ids, text, ours):
 
 
 @every_kind
-def test_ids_and_texts_equal_those_of_their_library(kind, made):
+def test_ids_and_texts_equal_those_of_tokenizers(kind, made):
     ours, other = made(kind)
     check_equal(ours, other, count=800)
     assert Tokenizer.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
@@ -225,7 +225,7 @@ def test_ids_and_texts_equal_those_of_their_library(kind, made):
     "name", ["gpt-neox/tokenizer.json", "phi-2/tokenizer.json", "smollm/tokenizer.json", "llama-sentencepiece.json"]
 )
 @pytest.mark.slow
-def test_ids_and_texts_of_published_tokenizers_equal_those_of_their_library(name):
+def test_ids_and_texts_of_published_tokenizers_equal_those_of_tokenizers(name):
     if not PUBLISHED.is_dir():
         pytest.skip(f"{PUBLISHED} is not there")
     other = tokenizers.Tokenizer.from_file(str(PUBLISHED / name))
@@ -235,8 +235,8 @@ def test_ids_and_texts_of_published_tokenizers_equal_those_of_their_library(name
 
 
 @every_kind
-def test_texts_in_blocks_are_encoded_as_whole(kind, made, tmp_path, monkeypatch):
-    """Blocks have a few characters, so that cuts fall everywhere: in chunks, in files and in helper processes."""
+def test_cutting_a_text_into_blocks_changes_no_ids(kind, made, tmp_path, monkeypatch):
+    """Blocks of 40 characters put cuts everywhere: in chunks, in files and in worker processes."""
     ours, other = made(kind)
     other.encode_special_tokens = True
     names = [token.content for token in other.get_added_tokens_decoder().values()]
@@ -258,14 +258,14 @@ def test_texts_in_blocks_are_encoded_as_whole(kind, made, tmp_path, monkeypatch)
 
 
 @every_kind
-def test_long_texts_are_cut(kind, made):
+def test_a_long_text_can_be_cut(kind, made):
     """Bulk encoding does not need the whole text in memory."""
     ours, _ = made(kind)
     text = " ".join(CORPUS)
     assert len(text) // 2 < ours.safe_cut(text) <= len(text)
 
 
-def test_the_kinds_come_in_as_meant(made):
+def test_the_kinds_cover_the_intended_cases(made):
     assert isinstance(made("SmolLM")[0], BPETokenizer) and made("SmolLM")[0].missing
     assert made("Llama 3")[0].marks.begin == 0 and made("Llama 3")[0].end_of_text is None
     assert made("Llama 2")[0].end_of_text == 1  # </s>
@@ -273,7 +273,7 @@ def test_the_kinds_come_in_as_meant(made):
 
 
 @every_kind
-def test_more_special_tokens_follow(kind, made):
+def test_new_special_tokens_get_the_next_ids(kind, made):
     ours, _ = made(kind)
     more = ours.with_special_tokens(["<|user|>", "</s>"])
     assert more.special_tokens == ours.special_tokens | {"<|user|>": ours.vocab_size}
@@ -284,7 +284,7 @@ def test_more_special_tokens_follow(kind, made):
     )
 
 
-def test_a_token_that_is_taken_is_not_added_again(made):
+def test_an_ordinary_added_token_cannot_become_special(made):
     with pytest.raises(ConfigError, match="special_tokens: '<tool>' is an ordinary added token"):
         made("Qwen2")[0].with_special_tokens(["<tool>"])
 

@@ -1,4 +1,4 @@
-"""SentencePiece's models against the library: read, written, damaged."""
+"""SentencePiece models, read and written, against the library; damaged ones are refused."""
 
 import io
 import json
@@ -37,7 +37,7 @@ from tinylm.tokenizer.pipeline import PipelineTokenizer
 TEXTS = [*texts(300, seed=5), "", " ", "  a  b ", "<sep>x <sep> <sep>", "<s> ababab </s>", "▁▁▁", "☃☃ ☃", "\x01"]
 TEXTS += [f"{symbol}{run * size}" for symbol in ("(", "ab") for run in "ax中" for size in range(3, 60, 4)]  # ties
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-SHAPES = {  # as the tokenizers of these models
+SHAPES = {  # training options like those of these models
     "llama": IDENTITY | {"byte_fallback": True, "split_digits": True, "vocab_size": 900},
     "t5": {"normalization_rule_name": "nmt_nfkc", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
     "albert": {
@@ -72,19 +72,18 @@ def read(kind: str, shape: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
-def test_spaces_at_the_beginning_are_dropped_as_by_the_library(kind, shape):
+def test_decoding_drops_leading_spaces_as_the_library_does(kind, shape):
     ours, theirs = read(kind, shape), library(trained(kind, shape))
     space, word = theirs.piece_to_id("▁"), theirs.piece_to_id("a")
-    [longer] = [i for i in range(theirs.vocab_size()) if theirs.id_to_piece(i).startswith("▁") and i != space][:1] or [
-        word
-    ]
+    spaced = [i for i in range(theirs.vocab_size()) if theirs.id_to_piece(i).startswith("▁") and i != space]
+    longer = spaced[0] if spaced else word
     for ids in ([space], [space] * 3, [space, word], [space, space, word], [space, longer], [longer, space, word]):
         assert ours.decode(ids) == theirs.decode(ids) == "".join(ours.decode_stream(ids)), ids
         assert ours.decode(np.array(ids), continues=True) == "".join(ours.token_bytes[i].decode() for i in ids)
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
-def test_ids_and_decoded_text_are_those_of_the_library(kind, shape):
+def test_ids_and_decoded_text_equal_those_of_the_library(kind, shape):
     ours, theirs = read(kind, shape), library(trained(kind, shape))
     for text in TEXTS:
         ids = ours.encode(text)
@@ -97,7 +96,7 @@ def test_ids_and_decoded_text_are_those_of_the_library(kind, shape):
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
-def test_a_text_that_is_cut_has_the_same_ids(kind, shape):
+def test_cutting_a_text_changes_no_ids(kind, shape):
     ours, cuts = read(kind, shape), 0
     if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties differently
         ours = UnigramTokenizer(**ours.options() | {"sums": "parts"})
@@ -110,7 +109,7 @@ def test_a_text_that_is_cut_has_the_same_ids(kind, shape):
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
-def test_a_model_is_written_again_byte_for_byte(kind, shape, tmp_path):
+def test_a_model_round_trips_byte_for_byte(kind, shape, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(trained(kind, shape))
     ours = load_tokenizer(tmp_path)
     ours.save(tmp_path / "t.json")
@@ -121,7 +120,7 @@ def test_a_model_is_written_again_byte_for_byte(kind, shape, tmp_path):
         write_sentencepiece(ours, tmp_path / "again.model")
 
 
-# --- models of other origin
+# --- other formats, and models trained here
 
 
 @pytest.mark.parametrize("shape", ["llama", "t5", "albert", "bare"])
@@ -131,13 +130,13 @@ def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
     ours, theirs = read("unigram", shape), library(trained("unigram", shape))
     assert isinstance(ours, UnigramTokenizer)
     values = to_tokenizer_json(ours)
-    said = re.findall(r"(\d+) of (\d+)", capfd.readouterr().err.split("\n")[0])
+    notices = re.findall(r"(\d+) of (\d+)", capfd.readouterr().err.split("\n")[0])
     other, again = tokenizers.Tokenizer.from_str(json.dumps(values)), from_tokenizer_json(values, "x.json")
 
     def ids(text: str) -> list[int]:
         return other.encode(text, add_special_tokens=False).ids
 
-    for (differ, count), samples in zip(said, converted.sample_texts(ours), strict=True):
+    for (differ, count), samples in zip(notices, converted.sample_texts(ours), strict=True):
         assert sum(ids(text) != theirs.encode(text) for text in samples) == int(differ)
         assert len(samples) == int(count)
     for text in TEXTS[:100]:
@@ -147,7 +146,7 @@ def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
     assert to_tokenizer_json(again) == values
 
 
-def test_what_tinylm_trains_has_the_same_ids_in_the_library():
+def test_a_model_that_tinylm_trains_gives_the_same_ids_in_the_library():
     lines = [f"{text}\n\t  x".replace("▁", "").replace("\0", "") for text in TEXTS[:100]]
     ours = UnigramTokenizer.train_from_texts(lines, vocab_size=900, special_tokens=["<|endoftext|>", "</s>"])
     theirs = library(to_sentencepiece(ours))
@@ -157,7 +156,7 @@ def test_what_tinylm_trains_has_the_same_ids_in_the_library():
         assert theirs.encode(text) == ours.encode(text)
 
 
-def test_a_core_of_characters_has_the_same_ids_in_the_library():
+def test_character_bpe_gives_the_same_ids_in_the_library():
     read_again = from_sentencepiece(to_sentencepiece(read("bpe", "llama").with_origin({})))
     assert read_again.options() == read("bpe", "llama").options()
     core = read("bpe", "llama").core
@@ -166,9 +165,8 @@ def test_a_core_of_characters_has_the_same_ids_in_the_library():
     ours = PipelineTokenizer(**read("bpe", "llama").options() | {"core": merged})
     theirs = library(to_sentencepiece(ours))
     runs = [text for text in TEXTS if ours.encode(text) != theirs.encode(text)]
-    assert len(runs) < 15 and all(
-        re.search(r"(.+?)\1\1\1", text) for text in runs
-    )  # there, all merges of one piece have the same rank
+    # runs differ: in the library all merges that make the same piece have one rank
+    assert len(runs) < 15 and all(re.search(r"(.+?)\1\1\1", text) for text in runs)
     assert to_pieces(read("bpe", "llama"), "llama.cpp").prefix
 
 
@@ -176,10 +174,8 @@ def test_unused_pieces_are_split_again():
     """A piece of type unused is joined and then split into its parts again, as in SentencePiece."""
     model = read_message(trained("bpe", "bare"), "model")
     pieces = [read_message(bytes(field.value), "piece") for field in model if field.number == ModelField.PIECES]
-    chosen = [token for token, piece in enumerate(pieces) if len(bytes(piece[0].value).decode()) > 2 and token > 3][
-        :150:3
-    ]
-    for token in chosen:
+    long = [token for token, piece in enumerate(pieces) if len(bytes(piece[0].value).decode()) > 2 and token > 3]
+    for token in long[:150:3]:
         pieces[token] = [*pieces[token][:2], Field(3, VARINT, PieceType.UNUSED)]
     others = [field for field in model if field.number != ModelField.PIECES]
     data = write_message([*(Field(1, BYTES, write_message(piece)) for piece in pieces), *others])
@@ -189,7 +185,7 @@ def test_unused_pieces_are_split_again():
     assert to_sentencepiece(ours) == data
 
 
-# --- refused
+# --- refused models
 
 
 def small(kind: str = "bpe") -> bytes:
@@ -210,7 +206,7 @@ def small(kind: str = "bpe") -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_model_that_is_cut_anywhere_is_refused_in_one_line(kind, tmp_path):
+def test_a_truncated_model_gives_a_one_line_error(kind, tmp_path):
     data = small(kind)
     assert from_sentencepiece(data).decode(from_sentencepiece(data).encode("ab é<x>b")) == "ab é<x>b"
     for size in range(len(data)):
@@ -225,7 +221,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, len(small()) - 1), st.integers(0, 25
 
 @given(st.sampled_from(["bpe", "unigram"]), CHANGES)
 @settings(max_examples=150, deadline=None)
-def test_changed_bytes_are_refused_in_one_line_or_read(tmp_path_factory, kind, changes):
+def test_a_model_with_changed_bytes_is_read_or_gives_a_one_line_error(tmp_path_factory, kind, changes):
     data = bytearray(small(kind))
     for place, byte in changes:
         data[place] = byte
@@ -273,13 +269,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_model_without_counterpart_is_refused(name):
+def test_an_unsupported_model_is_refused(name):
     data, problem = REFUSED[name]
     with pytest.raises(ConfigError, match=problem):
         from_sentencepiece(data)
 
 
-def test_what_the_library_would_read_otherwise_is_not_written(tmp_path):
+def test_a_model_that_the_library_would_read_differently_is_not_written(tmp_path):
     with pytest.raises(ConfigError, match="kind bpe has no pieces with scores"):
         write_sentencepiece(BPETokenizer([]), tmp_path / "t.model")
     ours = read("bpe", "llama")
@@ -310,7 +306,7 @@ def test_what_the_library_would_read_otherwise_is_not_written(tmp_path):
             to_pieces(read(kind, shape), "llama.cpp")
 
 
-def test_numbers_are_read_as_written():
-    data = b"\x08\x96\x01\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # the example of the format's documentation; -1
+def test_varints_are_read_and_written_exactly():
+    data = b"\x08\x96\x01\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # 150, the documentation's example, and -1
     assert integer(read_message(data, "m"), 1) == 150 and integer(read_message(data, "m"), 2) == -1
     assert write_message(read_message(data, "m")) == data

@@ -1,4 +1,4 @@
-"""Post-processors: the ids around a text are those of `tokenizers`, and are written again as they were read."""
+"""Post-processors put the ids of `tokenizers` around a text, and are written as they were read."""
 
 import json
 
@@ -33,7 +33,7 @@ def other():
 
 
 @pytest.mark.parametrize(("processor", "begin", "end"), KINDS.values(), ids=KINDS)
-def test_marks_are_what_tokenizers_puts_around_a_text_and_written_again(processor, begin, end, other, tmp_path):
+def test_marks_equal_the_ids_that_tokenizers_puts_around_a_text(processor, begin, end, other, tmp_path):
     other.post_processor = processor
     other.save(str(tmp_path / "tokenizer.json"))
     ours = read_tokenizer_json(tmp_path / "tokenizer.json")

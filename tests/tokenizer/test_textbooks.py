@@ -1,4 +1,4 @@
-"""WordPiece and the unigram model of the textbook files, against hand calculations, enumeration and `tokenizers`."""
+"""The textbook WordPiece and unigram model against hand calculations, enumeration and `tokenizers`."""
 
 import math
 from collections import Counter
@@ -74,10 +74,10 @@ def test_unigram_agrees_with_all_segmentations(longer, word):
 
 
 @given(PIECES, WORDS)
-def test_unigram_encodes_as_likely_as_tokenizers_does(longer, word):
+def test_unigram_segmentations_are_as_likely_as_those_of_tokenizers(longer, word):
     scores = scores_of(longer)
     model = tokenizers.models.Unigram([("<unk>", -100.0), *scores.items()], unk_id=0)
-    theirs = [token.value for token in model.tokenize(word)]  # it may choose another of equally likely segmentations
+    theirs = [token.value for token in model.tokenize(word)]  # ties may be broken differently
     assert "".join(theirs) == word
     ours = unigram.encode_word(word, scores)
     assert sum(map(scores.__getitem__, ours)) == pytest.approx(sum(map(scores.__getitem__, theirs)), abs=1e-9)
@@ -105,7 +105,7 @@ def test_expectation_maximization_never_lowers_the_likelihood(counts):
         before, scores = log_prob, unigram.normalized({piece: found for piece, found in expected.items() if found > 0})
 
 
-def test_training_keeps_what_the_text_would_miss():
+def test_training_keeps_the_syllables_that_spell_every_word():
     """The two syllables of all words are kept, and new words of these syllables are spelled by them."""
     counts = {"kato": 40, "toka": 40, "kaka": 40, "toto": 40, "katoka": 20, "tokato": 20}
     scores = unigram.train(counts, num_pieces=6)

@@ -31,14 +31,14 @@ TEXT = st.text(ALPHABET + "x", max_size=40)
 VOCABULARY = st.dictionaries(st.text(ALPHABET, min_size=1, max_size=4), st.integers(-9000, -100), max_size=12)
 
 
-def of(longer: dict[str, int], **options) -> UnigramTokenizer:
+def tokenizer_of(longer: dict[str, int], **options) -> UnigramTokenizer:
     """A tokenizer with `<unk>`, single characters and these pieces; scores are multiples of 1/1024."""
     scores = {"a": -3000, "b": -2000, "c": -2500} | longer
     return UnigramTokenizer(["<unk>", *scores], [None, *(score / 1024 for score in scores.values())], 0, **options)
 
 
 def theirs(tokenizer: UnigramTokenizer) -> tokenizers.Tokenizer:
-    """Its model in the library, which segments the whole text at once."""
+    """The model in `tokenizers`, which segments the whole text at once."""
     pairs = zip(tokenizer.pieces, tokenizer.scores, strict=True)
     vocab = [(piece, 0.0 if score is None else score) for piece, score in pairs]
     return tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=tokenizer.byte_fallback))
@@ -72,15 +72,15 @@ def test_the_most_likely_segmentation_by_hand():
 @given(VOCABULARY, TEXT)
 @example({"aa": -2000, "aaa": -3000}, "aaaaaaaaaaaaa aa")
 @example({"ab": -5000, "ba": -5000, "b\u4e2d": -500, "\u4e2d": -500}, "abab\u4e2d\U0001f642\U0001f642ab")
-def test_ids_are_those_of_tokenizers_in_short_texts_and_in_blocks(longer, text):
-    tokenizer = of(longer)
+def test_ids_of_short_texts_and_blocks_equal_those_of_tokenizers(longer, text):
+    tokenizer = tokenizer_of(longer)
     expected = theirs(tokenizer).encode(text).ids
     assert tokenizer.encode(text) == expected
     assert tokenizer.model.encode_data(text.encode(), None).tolist() == expected
     assert [token.id for token in tokenizer.model.tokens(text)] == expected
 
 
-def test_ids_of_a_trained_model_are_those_of_tokenizers_and_lose_nothing(trained, tale):
+def test_ids_of_a_trained_model_equal_those_of_tokenizers_and_decode_to_the_text(trained, tale):
     other = tokenizers.Tokenizer.from_str(json.dumps(to_tokenizer_json(trained)))
     for text in [*TEXTS, tale]:
         ids = trained.encode(text, allow_special=True)
@@ -91,7 +91,7 @@ def test_ids_of_a_trained_model_are_those_of_tokenizers_and_lose_nothing(trained
 @few
 @given(st.text())
 @example("\u2581a <0x0A>\x00\n\n  \r\n ")
-def test_any_text_is_decoded_again(trained, text):
+def test_any_text_round_trips(trained, text):
     assert trained.decode(trained.encode(text), errors="strict") == trained.normalized(text) == text
 
 
@@ -109,16 +109,16 @@ def rounded() -> UnigramTokenizer:
 RUNS = [f"{text[:60]} {'x' * size} {'=' * size}{'a' * size}" for size, text in enumerate(TEXTS[:100])]
 
 
-def test_sums_of_float32_decide_as_in_sentencepiece(rounded):
+def test_float32_sums_break_ties_as_in_sentencepiece(rounded):
     """Rounding decides among equally likely segmentations of a run of one character."""
     other = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(rounded))
     expected = [other.encode(text) for text in [*TEXTS, *RUNS]]
     assert [rounded.encode(text) for text in [*TEXTS, *RUNS]] == expected
     parts = UnigramTokenizer(**(rounded.options() | {"sums": "parts"}))
-    assert [parts.encode(text) for text in [*TEXTS, *RUNS]] != expected  # the texts distinguish the two ways
+    assert [parts.encode(text) for text in [*TEXTS, *RUNS]] != expected  # the texts tell the two ways of summing apart
 
 
-def test_large_sums_begin_anew_as_in_sentencepiece(monkeypatch):
+def test_large_sums_restart_as_in_sentencepiece(monkeypatch):
     """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201), but sums restart from 0 at 100,000."""
     pieces = {"b": -30000, "a": -5.1, "aa": -10.201, "\u2581": -1}
     scores = [None, *(float(np.float32(score)) for score in pieces.values())]
@@ -131,7 +131,7 @@ def test_large_sums_begin_anew_as_in_sentencepiece(monkeypatch):
     assert ours.encode("bbbbaa") != other.encode("bbbbaa")
 
 
-def test_long_texts_are_segmented_as_short_ones_with_sums_of_float32(rounded, monkeypatch):
+def test_long_texts_are_segmented_as_short_ones_with_float32_sums(rounded, monkeypatch):
     long = [f"{a} {'x' * 50} {b} {'=' * 40}" for a, b in pairwise([*TEXTS[:20], *RUNS[::2]])]
     expected = [rounded.encode(text) for text in long]
     end = rounded.with_special_tokens([END_OF_TEXT])
@@ -171,8 +171,8 @@ def test_blocks_files_and_streams_have_the_ids_of_the_text(trained, tale, tmp_pa
 
 @few
 @given(VOCABULARY, TEXT, TEXT, st.booleans())
-def test_a_text_can_be_cut_where_it_is_safe(longer, text, more, fallback):
-    tokenizer = of(longer)
+def test_a_safe_cut_changes_no_ids(longer, text, more, fallback):
+    tokenizer = tokenizer_of(longer)
     if fallback:
         names = [*BYTE_NAMES, *tokenizer.pieces[1:]]
         tokenizer = UnigramTokenizer(names, [*[None] * 256, *tokenizer.scores[1:]], byte_fallback=True)
@@ -181,14 +181,14 @@ def test_a_text_can_be_cut_where_it_is_safe(longer, text, more, fallback):
     assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:] + more) == tokenizer.encode(text + more)
 
 
-def test_a_part_that_is_too_long_is_refused_with_its_place(trained, monkeypatch):
+def test_a_part_that_is_too_long_is_refused_with_its_position(trained, monkeypatch):
     monkeypatch.setattr(cutting, "LONGEST", 50)
     monkeypatch.setattr(unigram, "LONGEST", 50)
     monkeypatch.setattr(blocks, "BLOCK", 60)
     monkeypatch.setattr(unigram, "LONG", 60)
     for text in ("so " + "a" * 55, "so " + "a" * 500):
         with pytest.raises(DataError, match=r"\d+ bytes from '.*a'\.\.\. on .*insert spaces"):
-            of({"aa": -2000}).encode(text)
+            tokenizer_of({"aa": -2000}).encode(text)
     assert trained.decode(trained.encode("\0" * 500)) == "\0" * 500  # bytes can be cut
     with pytest.raises(DataError, match="lone surrogate"):
         trained.encode("a\ud800")
@@ -203,12 +203,12 @@ def test_offsets_and_spans_give_the_text_of_each_token(trained):
         plain = trained.encode_array(text)
         spans, data = trained.spans(text, plain), text.encode()
         assert all(trained.token_bytes[i] in data[a:b] for i, (a, b) in zip(plain, spans.tolist(), strict=True))
-        assert trained.bytes_behind(text, plain, 1) == len(data) - len(
+        assert trained.bytes_from(text, plain, 1) == len(data) - len(
             b"".join(trained.token_bytes[i] for i in plain[:1])
         )
-    tokenizer = of({})
+    tokenizer = tokenizer_of({})
     assert tokenizer.encode_with_offsets("axyb")[1].tolist() == [[0, 1], [1, 3], [3, 4]]  # <unk> covers both
-    assert tokenizer.bytes_behind("axyb", tokenizer.encode_array("axyb"), 1) == 3
+    assert tokenizer.bytes_from("axyb", tokenizer.encode_array("axyb"), 1) == 3
 
 
 # --- other segmentations
@@ -229,7 +229,7 @@ def segmentations(text: str, scores: dict[str, float]) -> dict[tuple[str, ...], 
 @few
 @given(st.dictionaries(st.text("abc ", min_size=1, max_size=3), st.integers(-9000, -100), max_size=9))
 def test_n_best_and_the_total_agree_with_all_segmentations(longer):
-    tokenizer, text = of({" ": -4000} | longer), "ab cabca b"
+    tokenizer, text = tokenizer_of({" ": -4000} | longer), "ab cabca b"
     every = segmentations(text, dict(zip(tokenizer.pieces[1:], tokenizer.scores[1:], strict=True)))
     best = sorted(every.values(), reverse=True)[:5]
     found = tokenizer.n_best(text, 5)
@@ -245,7 +245,7 @@ def test_n_best_and_the_total_agree_with_all_segmentations(longer):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_samples_have_the_probabilities_of_segmentations(alpha):
     """Copies of a word in one text are segmented independently, in proportion to probability to the power alpha."""
-    tokenizer = of({"ab": -1500, "bc": -2600, "abc": -2900, "ca": -3300, " ": -1000})
+    tokenizer = tokenizer_of({"ab": -1500, "bc": -2600, "abc": -2900, "ca": -3300, " ": -1000})
     every = segmentations("abcab", dict(zip(tokenizer.pieces[1:], tokenizer.scores[1:], strict=True)))
     ids = tokenizer.sample(" ".join(["abcab"] * 4000), alpha, np.random.default_rng(0))
     drawn = Counter(tuple(word.split(",")) for word in ",".join(tokenizer.pieces[token] for token in ids).split(", ,"))
@@ -277,10 +277,10 @@ def test_training_numbers_bytes_then_pieces_then_special_tokens(trained, tale):
     assert trained.scores[256:] == sorted(trained.scores[256:], reverse=True)
     assert all(score * 1024 == round(score * 1024) for score in trained.scores[256:])
     words = {piece.lstrip(" ") for piece in trained.pieces[256:]}
-    assert not any(" " in word and word.strip() for word in words)  # a space only begins a piece, or it is white space
+    assert not any(" " in word and word.strip() for word in words)  # a space begins a piece or is part of white space
 
 
-def test_training_without_bytes_knows_the_unknown(tale, tmp_path):
+def test_training_without_byte_fallback_has_an_unknown_token(tale, tmp_path):
     tokenizer = UnigramTokenizer.train_from_texts([tale], vocab_size=400, byte_fallback=False, character_coverage=0.98)
     assert tokenizer.vocab_size == 400
     ids = tokenizer.encode("the \U0001d518\U0001d518 cat")
@@ -292,7 +292,7 @@ def test_training_without_bytes_knows_the_unknown(tale, tmp_path):
     assert all(tokenizer.encode(text) == other.encode(text).ids for text in TEXTS)
 
 
-def test_training_on_files_is_training_on_their_text(trained, tale, tmp_path):
+def test_training_on_files_equals_training_on_their_text(trained, tale, tmp_path):
     (tmp_path / "t.txt").write_bytes(tale.encode())
     again = UnigramTokenizer.train([tmp_path / "t.txt"], vocab_size=1200, special_tokens=[END_OF_TEXT], processes=1)
     assert again == trained
@@ -305,14 +305,14 @@ def test_training_on_files_is_training_on_their_text(trained, tale, tmp_path):
         ({"memory_limit": 0}, "memory_limit must be at least 1"),
     ],
 )
-def test_training_refuses_what_has_no_room(options, message):
+def test_training_refuses_limits_that_are_too_small(options, message):
     with pytest.raises(ConfigError, match=message):
         UnigramTokenizer.train_from_texts(["a cat"], **options)
     with pytest.raises(DataError, match="the corpus is empty"):
         UnigramTokenizer.train_from_texts([""])
 
 
-def test_a_normalized_model_is_that_of_sentencepiece():
+def test_a_model_with_normalization_equals_sentencepiece():
     """The text is normalized before words are counted; sentencepiece reads the model with its rules."""
     corpus = [text.replace("\0", "") for text in texts(200, 1)]  # a .model has no pieces with NUL
     ours = UnigramTokenizer.train_from_texts(corpus, vocab_size=900, normalization="nmt_nfkc", character_coverage=0.98)
@@ -326,7 +326,7 @@ def test_a_normalized_model_is_that_of_sentencepiece():
         UnigramTokenizer.train_from_texts(corpus, normalization="nfk")
 
 
-def test_special_tokens_have_ids_of_their_own_and_are_plain_text(trained):
+def test_special_tokens_are_plain_text_unless_requested(trained):
     more = trained.with_special_tokens(["<x>", END_OF_TEXT])
     assert more.special_tokens == {END_OF_TEXT: 1199, "<x>": 1200}
     assert more.encode("a<x>", allow_special=True) == [*more.encode("a"), 1200]

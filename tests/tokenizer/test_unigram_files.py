@@ -1,4 +1,4 @@
-"""Unigram models of a tokenizer.json of the shapes of T5, XLM-R, ALBERT, mBART and others, against `tokenizers`."""
+"""Unigram models of tokenizer.json files shaped like T5's, XLM-R's, ALBERT's and others, against `tokenizers`."""
 
 import io
 import json
@@ -144,7 +144,7 @@ def made(learned):
 
 
 @every_kind
-def test_ids_and_texts_are_those_of_tokenizers(made, kind):
+def test_ids_and_texts_equal_those_of_tokenizers(made, kind):
     ours, other, _ = made(kind)
     names = [*ours.special_tokens, "<tool>", "e\u0301▁b", "<mask>"]
     for place, text in enumerate(TEXTS):
@@ -164,7 +164,7 @@ def test_ids_and_texts_are_those_of_tokenizers(made, kind):
 
 
 @every_kind
-def test_a_file_is_written_again_equal(made, kind, tmp_path):
+def test_a_file_round_trips(made, kind, tmp_path):
     ours, _, values = made(kind)
     written = to_tokenizer_json(ours)
     assert {name: value for name, value in written.items() if value != values[name]} == {}
@@ -202,7 +202,7 @@ def test_decoding_gives_the_normalized_text(made, kind, text):
         assert ours.decode(ids) == ours.normalized(text)
 
 
-def test_marks_are_those_of_the_template(made):
+def test_marks_equal_those_of_the_template(made):
     assert made("T5")[0].marks == Marks(None, 1, (1,))
     assert made("XLM-R")[0].marks == Marks(0, 1, (1,))
 
@@ -215,7 +215,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
-def test_each_normalizer_is_that_of_tokenizers(step):
+def test_each_normalizer_equals_that_of_tokenizers(step):
     ours = Rewriting([json.loads(step.__getstate__())])
     for text in TEXTS:
         normal = ours.normalize(text)
@@ -245,14 +245,14 @@ def test_each_normalizer_is_that_of_tokenizers(step):
         ({"model": {"vocab": [["a", "b"]]}}, "is not a Hugging Face tokenizer.json"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_its_name(made, change, message):
+def test_an_unsupported_file_is_refused_by_field(made, change, message):
     values = made("T5")[2]
     changed = values | change | {"model": values["model"] | change.get("model", {}), "added_tokens": []}
     with pytest.raises(DataError, match=message):
         from_tokenizer_json(changed, "x.json")
 
 
-def test_a_split_at_spaces_does_nothing_where_none_are_left(made):
+def test_a_split_at_spaces_is_ignored_if_the_normalizer_leaves_none(made):
     ours, other, values = made("Llama")
     split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     same = Tokenizer.from_str(json.dumps(values | {"pre_tokenizer": split}))
@@ -262,7 +262,7 @@ def test_a_split_at_spaces_does_nothing_where_none_are_left(made):
         from_tokenizer_json(values | {"pre_tokenizer": split, "normalizer": None}, "x.json")
 
 
-def test_what_hugging_face_lacks_is_not_written():
+def test_options_without_a_counterpart_in_hugging_face_are_not_written():
     options = {"pieces": ["<unk>", "ab", "b"], "scores": [None, -1.0, -2.0], "unknown": 0}
     with pytest.raises(ConfigError, match=r"unknown_score is -3.0, but Hugging Face takes -30.0"):
         to_tokenizer_json(UnigramTokenizer(**options, unknown_score=-3.0))
@@ -271,8 +271,8 @@ def test_what_hugging_face_lacks_is_not_written():
         to_tokenizer_json(UnigramTokenizer(**options, normalizer=normalizer))
 
 
-def test_the_text_of_the_name_of_a_byte(capfd):
-    """No text gives a byte by its name. If pieces cannot spell the name, a notice says that `tokenizers` gives it."""
+def test_a_text_that_spells_the_name_of_a_byte_token(capfd):
+    """We never encode the text `<0x0A>` as a byte. `tokenizers` does if no pieces spell it, which a notice says."""
     spelled = [*dict.fromkeys("".join(BYTE_NAMES))]
     whole = UnigramTokenizer([*BYTE_NAMES, *spelled], [*[None] * 256, *[-3.0] * len(spelled)], byte_fallback=True)
     other = Tokenizer.from_str(json.dumps(to_tokenizer_json(whole)))
@@ -288,7 +288,7 @@ def test_the_text_of_the_name_of_a_byte(capfd):
     assert Tokenizer.from_str(json.dumps(values)).encode(name).ids == [BYTE_NAMES.index(name)]
 
 
-def test_another_programs_file_may_take_the_name_of_a_byte_for_the_byte(made):
+def test_in_another_programs_file_the_name_of_a_byte_token_may_encode_as_the_byte(made):
     ours, other, _ = made("Llama")
     byte = ours.core.pieces.index("<0x0A>") if isinstance(ours, PipelineTokenizer) else ours.pieces.index("<0x0A>")
     assert ours.encode("a<0x0A>")[-1] == other.encode("a<0x0A>", add_special_tokens=False).ids[-1] == byte

@@ -1,4 +1,4 @@
-"""Training of the unigram model against the textbook, which walks through one word after another."""
+"""Training of the unigram model against the textbook, which processes one word at a time."""
 
 import math
 from collections import Counter
@@ -45,7 +45,7 @@ def maximal(counts: Mapping[str, int]) -> dict[str, int]:
         piece: count
         for piece, count in found.items()
         if len(piece) == 1
-        # the beginning and the end of a word are different characters for each of its occurrences
+        # the beginning of a word counts as a different character at each occurrence, and so does its end
         or (count > 1 and all(len(some) > 1 or " of " in min(some) for some in (before[piece], after[piece])))
     }
 
@@ -65,7 +65,7 @@ def test_seeds_are_the_maximal_substrings(counts):
         assert by_name[piece] == pytest.approx(math.log(count / total), abs=0.51 / STEP)
 
 
-def test_of_too_many_seeds_those_of_the_highest_count_times_length_are_taken():
+def test_the_seeds_with_the_highest_count_times_length_are_kept():
     counts = {"abcde": 2, "xy": 6, "uv": 4}
     assert {*learner_of(counts, 2).pieces()[0]} == {*"abcdexyuv", "xy", "abcde"}  # 12, 10; uv has 8
 
@@ -115,7 +115,7 @@ def test_digamma_equals_that_of_torch():
     np.testing.assert_allclose(digamma(values), torch.digamma(torch.from_numpy(values)).numpy(), rtol=1e-9, atol=1e-9)
 
 
-def test_the_pieces_that_the_text_would_miss_are_kept_and_the_order_of_words_does_not_matter():
+def test_training_keeps_the_syllables_that_spell_every_word_in_any_order_of_words():
     counts = {"kato": 40, "toka": 40, "kaka": 40, "toto": 40, "katoka": 20, "tokato": 20}
     left = []
     pieces, scores = learn_unigram(*arrays(counts), 6, progress=left.append)
@@ -127,11 +127,11 @@ def test_the_pieces_that_the_text_would_miss_are_kept_and_the_order_of_words_doe
     assert learn_unigram(*arrays(dict(reversed(counts.items()))), 6) == (pieces, scores)
 
 
-def test_small_and_strange_corpora():
+def test_edge_cases_of_the_corpus():
     assert learn_unigram(*arrays({}), 10) == ([], [])
     assert learn_unigram(*arrays({"a": 3}), 10) == (["a"], [0.0])
     assert learn_unigram(*arrays({"ab": 3, "b": 1}), 10, coverage=0.0) == ([], [])  # all characters are rare
-    assert {*learn_unigram(*arrays({"hello": 5}), 100)[0]} == {*"helo", "hello"}  # there are no more
+    assert {*learn_unigram(*arrays({"hello": 5}), 100)[0]} == {*"helo", "hello"}  # the text has no other pieces
     pieces, scores = learn_unigram(*arrays({"ab" * 5000: 1, "a" * 10_001: 1}), 8)
     assert len(pieces) == 8 and max(map(len, pieces)) == 16 and np.isfinite(scores).all()
     with pytest.raises(ConfigError, match=r"vocab_size must be at least 3, 3 characters, got 2"):

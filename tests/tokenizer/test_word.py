@@ -82,14 +82,14 @@ def test_exactly_the_unknown_words_become_unk_or_are_refused(seen, text, cut):
         list(strict.encode_stream([text[:cut], text[cut:]]))
 
 
-def test_positions_count_the_whole_text_where_special_tokens_are_parsed():
+def test_error_positions_count_parsed_special_tokens():
     with pytest.raises(DataError, match=r"word 'z' at position 4 "):
         WordTokenizer(["a"], ["<x>"]).encode("a<x>z", allow_special=True)
 
 
 @few
 @given(st.lists(st.sampled_from(["<pad>", "<eos>", "pad", " a", "<", ">"])))
-def test_special_tokens_are_plain_text_unless_they_are_asked_for(pieces):
+def test_special_tokens_are_plain_text_unless_requested(pieces):
     text = "".join(pieces)
     tokenizer = WordTokenizer(["pad", "<", ">", " a"])
     plain, split = WordTokenizer(["pad", "<", ">", " a"], [UNKNOWN_WORD]), WordSplitter("words").words
@@ -100,13 +100,13 @@ def test_special_tokens_are_plain_text_unless_they_are_asked_for(pieces):
     assert [i for i in parsed if i in (4, 7)] == [tokenizer.special_tokens[p] for p in re.findall("<pad>|<eos>", text)]
 
 
-def test_a_text_ends_with_endoftext_or_else_eos():
+def test_end_of_text_is_endoftext_or_else_eos():
     assert WordTokenizer(["a"]).end_of_text == 4
     assert WordTokenizer(["a"], [*DEFAULT, END_OF_TEXT]).end_of_text == 5
     assert WordTokenizer(["a"], [UNKNOWN_WORD]).end_of_text is None
 
 
-def test_only_single_words_each_once_are_a_vocabulary():
+def test_entries_must_be_single_distinct_words():
     with pytest.raises(ConfigError, match="words must be distinct"):
         WordTokenizer(["a", "b", "a"])
     for word, count in {"a b": 2, "": 0, "!!": 2, "  a": 2}.items():

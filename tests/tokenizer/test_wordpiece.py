@@ -1,4 +1,4 @@
-"""WordPiece: training equal to the textbook's, ids, offsets and text equal to those of `tokenizers`."""
+"""WordPiece: training against the textbook; ids, offsets and text against `tokenizers`."""
 
 import json
 from collections import Counter
@@ -85,7 +85,7 @@ def test_pairs_are_numbered_in_their_order(pairs, known):
 
 
 def test_words_normalized_in_parts_are_counted_together(monkeypatch):
-    """Hand counts of `é`, `e` and `É`, which are one word in lower case without accents, in parts of one chunk each."""
+    """By hand: é, e and É are one word in lower case without accents, though each chunk is normalized by itself."""
     monkeypatch.setattr(spelling, "TOGETHER", 1)
     chunks = SpacedWords("bert", BertNormalizer())
     points, sizes, counts = spelling.count_words([Block(["é e É be, e"])], chunks, 1, "##", 100, lambda done: None)
@@ -215,6 +215,7 @@ def trained(corpus, normalizer, pre_tokenizer):
     return other
 
 
+STEPS = ["Nmt", "StripAccents", "NFKD", "Strip", "Lowercase"]
 KINDS = {
     "uncased": (normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
     "cased": (normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()),
@@ -225,15 +226,7 @@ KINDS = {
         pre_tokenizers.BertPreTokenizer(),
     ),
     "steps": (
-        normalizers.Sequence(
-            [
-                normalizers.Nmt(),
-                normalizers.StripAccents(),
-                normalizers.NFKD(),
-                normalizers.Strip(),
-                normalizers.Lowercase(),
-            ]
-        ),
+        normalizers.Sequence([getattr(normalizers, step)() for step in STEPS]),
         pre_tokenizers.Whitespace(),
     ),
     "spaces": (normalizers.BertNormalizer(handle_chinese_chars=False), pre_tokenizers.WhitespaceSplit()),
@@ -241,7 +234,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_offsets_and_text_are_those_of_tokenizers(kind, corpus, sample, tmp_path):
+def test_ids_offsets_and_text_equal_those_of_tokenizers(kind, corpus, sample, tmp_path):
     other = trained(corpus, *KINDS[kind])
     other.save(str(tmp_path / "tokenizer.json"))
     ours = read_tokenizer_json(tmp_path / "tokenizer.json")
@@ -250,16 +243,12 @@ def test_ids_offsets_and_text_are_those_of_tokenizers(kind, corpus, sample, tmp_
         theirs = other.encode(text, add_special_tokens=False)
         ids, offsets = ours.encode_with_offsets(text, allow_special=True)
         assert ids.tolist() == theirs.ids, ascii(text)
-        if kind not in ("decomposed", "steps"):  # in ours, parts of a letter cover the whole letter
+        if kind not in ("decomposed", "steps"):  # ours give each part of a decomposed letter the whole letter
             assert [*map(tuple, offsets.tolist())] == theirs.offsets, ascii(text)
         plain = ours.encode(text)
         assert np.concatenate([ours.encode_block(block) for block in blocks([[text]], ours.safe_cut)]).tolist() == plain
-        if kind in (
-            "uncased",
-            "cased",
-            "raw",
-            "decomposed",
-        ):  # in other kinds a word that begins with ## looks like a continuing piece
+        # in other kinds a word that begins with ## looks like a continuing piece
+        if kind in ("uncased", "cased", "raw", "decomposed"):
             assert ours.decode(plain) == other.decode(plain, skip_special_tokens=False)
             assert ours.unknown in plain or ours.decode(plain) == ours.normalized(text)
             assert "".join(ours.decode_stream(plain)) == ours.decode(plain)
@@ -267,7 +256,7 @@ def test_ids_offsets_and_text_are_those_of_tokenizers(kind, corpus, sample, tmp_
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_a_vocab_txt_gives_the_ids_of_transformers_and_is_written_again(lower, corpus, sample, tmp_path, capsys):
+def test_a_vocab_txt_gives_the_ids_of_transformers_and_round_trips(lower, corpus, sample, tmp_path, capsys):
     vocab = trained(corpus, *KINDS["uncased" if lower else "cased"]).get_vocab()
     (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(vocab, key=vocab.__getitem__)))
     alone = load_tokenizer(tmp_path / "vocab.txt")
@@ -291,7 +280,7 @@ def test_a_vocab_txt_gives_the_ids_of_transformers_and_is_written_again(lower, c
         read_folder(tmp_path / "saved")
 
 
-def test_what_is_no_vocabulary_of_bert_is_not_written_as_one(own, tmp_path):
+def test_only_berts_vocabularies_are_written_as_vocab_txt(own, tmp_path):
     for tokenizer, problem in {
         BPETokenizer([]): r"vocab\.txt needs kind wordpiece, got bpe",
         own: r"vocab\.txt needs the pattern bert",
@@ -319,7 +308,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("field", "value", "problem"), REFUSED.values(), ids=REFUSED)
-def test_a_tokenizer_json_that_would_give_other_ids_is_refused_by_its_field(field, value, problem, tmp_path):
+def test_an_unsupported_tokenizer_json_is_refused_by_field(field, value, problem, tmp_path):
     ours = WordPieceTokenizer([*NAMES, "the", "cat", "##s"], "bert", BertNormalizer().to_dict(), special_tokens=NAMES)
     inner = values = to_tokenizer_json(ours)
     for name in field[:-1]:
@@ -334,7 +323,7 @@ def test_a_tokenizer_json_that_would_give_other_ids_is_refused_by_its_field(fiel
 
 
 @pytest.mark.parametrize("content", ["[UNK]\n\na\n", "[UNK]\n a\n", "[UNK]\na\na\n", "[UNK]\n\ud800\n"])
-def test_a_damaged_vocab_txt_is_refused_in_one_line(content, tmp_path):
+def test_a_damaged_vocab_txt_gives_a_one_line_error(content, tmp_path):
     (tmp_path / "vocab.txt").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(DataError, match=r"vocab\.txt: ") as raised:
         load_tokenizer(tmp_path / "vocab.txt")
@@ -366,11 +355,11 @@ def test_special_tokens_and_marks(corpus):
     assert (more.special_tokens, more.end_of_text) == ({"[UNK]": 0, END_OF_TEXT: 3}, 3)
     assert more.encode(f"ab a{END_OF_TEXT}c", allow_special=True) == [1, 2, 1, 3, 0]
     assert more.decode([1, 2, 1, 3, 0]) == f"ab a {END_OF_TEXT} [UNK]"
-    assert more.bytes_behind("ab  a", np.array([1, 2, 1]), 2) == 1
+    assert more.bytes_from("ab  a", np.array([1, 2, 1]), 2) == 1
     assert more.encode_block(Block(["a", "ab", ""])).tolist() == [1, 3, 1, 2, 3]
 
 
-def test_a_file_is_encoded_as_its_text(own, corpus, tmp_path):
+def test_encoding_a_file_equals_encoding_its_text(own, corpus, tmp_path):
     (tmp_path / "text").write_text("".join(corpus) * 6, newline="")
     text = (tmp_path / "text").read_bytes().decode()
     ids = own.encode_file(tmp_path / "text")

@@ -1,4 +1,4 @@
-"""KeyTable, Ragged and WordTable against Python's dict and lists."""
+"""KeyTable, Ragged, WordTable and the word counters against Python's dict, lists and Counter."""
 
 from collections import Counter
 from itertools import pairwise
@@ -22,7 +22,7 @@ keys = st.one_of(st.integers(0, 30), st.integers(0, 2**64 - 2))
 
 @few
 @given(st.lists(st.lists(keys, max_size=30), max_size=5))
-def test_each_key_has_one_number_of_its_own(lists):
+def test_each_key_has_its_own_number(lists):
     table, numbers = KeyTable(), {}
     for part in lists:
         array = np.array(part, dtype=np.uint64)
@@ -106,7 +106,7 @@ def test_counts_equal_those_of_a_counter(texts):
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])
-def test_a_block_counter_returns_the_words_of_each_block_and_may_forget(limit, monkeypatch):
+def test_a_block_counter_counts_the_words_of_each_block_also_after_forgetting(limit, monkeypatch):
     monkeypatch.setattr(words_module, "MAX_KNOWN", limit)
     count, total = BlockCounter("gpt2"), WordCounter()
     for texts in (["a b", "a"], ["b", "", "a cat"], ["a cat"]):

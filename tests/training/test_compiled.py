@@ -102,7 +102,7 @@ def test_what_cannot_be_compiled_is_told_once_and_runs_eagerly(monkeypatch, capf
     assert [compiled(**batch()) for _ in range(2)] == [net(**batch())] * 2
     [line] = capfd.readouterr().err.splitlines()
     assert line == (
-        "tinylm: model.compile: not possible here (no such instruction); training goes on without, more slowly"
+        "tinylm: model.compile: not possible here (no such instruction); training continues uncompiled, more slowly"
     )
 
 

@@ -103,7 +103,7 @@ def test_the_gradient_against_the_formula_token_by_token(variant):
 
 def test_a_group_with_equal_rewards_gives_no_gradient_and_is_counted():
     verdicts, counts = [Verdict(1), Verdict(1), Verdict(0), Verdict(1)], torch.ones(4, 1, dtype=torch.bool)
-    advantages, silent = Whole(2, True, 1.0).gains(verdicts, counts, torch.zeros(4, 1, 2), torch.ones(4, 1))
+    advantages, silent = Whole(2, True).gains(verdicts, counts, torch.zeros(4, 1, 2), torch.ones(4, 1))
     assert advantages.tolist() == [[0], [0], [-1], [1]] and silent.tolist() == [1, 0]
 
 

@@ -94,8 +94,8 @@ def test_matrices_are_shared_out_by_their_work():
     """12 matrices of 64 x 64 and 4 of 64 x 192, three times the work each, over four processes: 6 units for each."""
     optimizer = ShardedMuon([{"params": [torch.zeros(1)], "name": "muon"}], lr=1.0, momentum=0.9, betas=(0, 0), eps=0)
     optimizer._load.clear()
-    small = optimizer._shared_out(12, torch.Size([64, 64]), 4)
-    large = optimizer._shared_out(4, torch.Size([64, 192]), 4)
+    small = optimizer._divided(12, torch.Size([64, 64]), 4)
+    large = optimizer._divided(4, torch.Size([64, 192]), 4)
     assert [len(each) for each in small] == [3] * 4 and [len(each) for each in large] == [1] * 4
     assert sorted(number for each in small for number in each) == list(range(12))
 

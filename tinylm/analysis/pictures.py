@@ -1,7 +1,7 @@
 """Figures of attention maps, head scores, activations, gradients and the logit lens, drawn without pyplot.
 
 Quantities are drawn on a scale of one hue from the background's colour to its opposite, which survives photocopying and
-colour blindness; quantities of both signs are drawn in `signed_shades`.
+colour blindness.
 """
 
 import math

@@ -31,11 +31,7 @@ def write_shards(arguments: list[str]) -> None:
     add("--split", default="0.9,0.1", help="fractions of train and val, or of train, val and test")
     add("--seed", type=int, default=0, help="seed of generated stories")
     add("--errors", default="strict", help="invalid UTF-8: strict (an error) or replace")
-    add(
-        "--cache-dir",
-        type=Path,
-        help="cache of encoded texts (default: $TINYLM_CACHE or ~/.cache/tinylm)",
-    )
+    add("--cache-dir", type=Path, help="cache of encoded texts (default: $TINYLM_CACHE or ~/.cache/tinylm)")
     options = parser.parse(arguments)
     if options.to not in FORMATS:
         hint = did_you_mean(options.to, FORMATS, {"llm.c": "llmc", "modded-nanogpt": "llmc"})

@@ -13,10 +13,7 @@ from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_de
 from tinylm.errors import ConfigError
 from tinylm.files import read_chunks
 
-MODES = (
-    Mode("with --text", ("--template", "--max-new-tokens", "--show")),
-    Mode("with --pairs", ("--stride",)),
-)
+MODES = (Mode("with --text", ("--template", "--max-new-tokens", "--show")), Mode("with --pairs", ("--stride",)))
 
 
 def run(arguments: list[str]) -> None:

@@ -27,9 +27,8 @@ from tinylm.tokenizer import (
     write_vocab_txt,
 )
 from tinylm.tokenizer.base import TOKENIZER_FILE
-from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
-from tinylm.tokenizer.learned import LearnedTokenizer
+from tinylm.tokenizer.learned import VOCAB_SIZE, LearnedTokenizer
 from tinylm.tokenizer.normalizers.charsmap_rules import RULES
 from tinylm.tokenizer.pieces import show_pieces, statistics
 from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE

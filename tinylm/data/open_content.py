@@ -24,7 +24,7 @@ class Streaming:
 
     Attributes:
         timeout: seconds without any new shard after which a run ends
-        max_cache_gb: size of the cache of shards behind a URL; None: the default
+        max_cache_gb: size of the cache of shards from a URL; None: the default
     """
 
     timeout: float = 600.0
@@ -102,7 +102,7 @@ def _stream(corpus: Any, settings: Settings, streaming: Streaming) -> StreamCont
     refuse_options(settings.reading, "data.streaming")
     cache = streaming.max_cache_gb
     if cache is not None and "://" not in corpus:
-        raise ConfigError(f"data.max_cache_gb: is for shards behind a URL, not for {corpus}; leave it out")
+        raise ConfigError(f"data.max_cache_gb: is for shards at a URL, not for {corpus}; leave it out")
     if cache is not None and cache <= 0:
         raise ConfigError(f"data.max_cache_gb must be above 0, got {cache:g}")
     return StreamContent(corpus, settings, streaming.timeout, int((50.0 if cache is None else cache) * 1e9))

@@ -6,14 +6,7 @@ import numpy as np
 
 from tinylm.data.content import WHOLE, Settings
 from tinylm.data.corpora.base import PARTS, cut
-from tinylm.data.pretokenized import (
-    Pretokenized,
-    check_ids,
-    check_recorded,
-    find_pretokenized,
-    own,
-    shard_tokenizer,
-)
+from tinylm.data.pretokenized import Pretokenized, check_ids, check_recorded, find_pretokenized, own, shard_tokenizer
 from tinylm.data.text_content import WindowContent, first_words
 from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.errors import notice

@@ -92,7 +92,7 @@ class LocalFolder(ShardFolder):
 
 
 class RemoteFolder(ShardFolder):
-    """A folder behind a URL. Its shards are downloaded when they are needed, to a cache of bounded size."""
+    """A folder at a URL. Its shards are downloaded when they are needed, to a cache of bounded size."""
 
     interval = 5.0
 

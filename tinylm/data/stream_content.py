@@ -21,7 +21,7 @@ from tinylm.tokenizer import Tokenizer
 
 
 class StreamContent(Content):
-    """A folder of `tinylm prepare tokens`, complete or not, on this machine or behind a URL.
+    """A folder of `tinylm prepare tokens`, complete or not, on this machine or at a URL.
 
     Training takes its shards one after the other. Evaluation reads the first shard of `val` (or `test`), since no
     others may exist yet.

@@ -34,8 +34,7 @@ from tinylm.tokenizer import (
     tokenizer_class,
 )
 from tinylm.tokenizer.base import END_OF_TEXT
-from tinylm.tokenizer.bpe import VOCAB_SIZE
-from tinylm.tokenizer.learned import LearnedTokenizer
+from tinylm.tokenizer.learned import VOCAB_SIZE, LearnedTokenizer
 from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
 
 TOKENIZER_FORMAT = 2

@@ -65,7 +65,7 @@ def score_text(
     found = token_log_probs(model, rows, separator=tokenizer.end_of_text, stride=stride, batch_size=batch_size)
     score = total_score(tokenizer, [ids[1:] for ids in rows], [each.log_probs for each in found])
     pairs = zip(texts, rows, strict=True)
-    return replace(score, bytes=sum(tokenizer.bytes_behind(each, ids[before:], 1 - before) for each, ids in pairs))
+    return replace(score, bytes=sum(tokenizer.bytes_from(each, ids[before:], 1 - before) for each, ids in pairs))
 
 
 def total_score(tokenizer: Tokenizer, ids: Sequence[np.ndarray], log_probs: Iterable[Tensor]) -> Score:

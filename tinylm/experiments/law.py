@@ -9,6 +9,7 @@ D times `flops_per_token`, which is 6 N and the products of attention. E is the 
 `tinylm scaling` measures the runs and writes the constants to scaling.json; stories_law.json is the one for `stories`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,6 +86,14 @@ class Law:
         """The size and number of tokens with the lowest expected loss for a budget of `flops`."""
         params, tokens = self._optimum(self.constants, flops)
         return Best(params, tokens, self.expect(params, tokens))
+
+    def tokens_of_size(self, params: float) -> float:
+        """Tokens for which a size is the best of all runs of the same cost."""
+        low, high = 1e6, 1e24
+        while high / low > 1.01:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.best(middle).params < params else (low, middle)
+        return self.best(low).tokens
 
     def flops(self, params: float, tokens: float) -> float:
         """Operations of training a network of the standard shape."""

@@ -174,10 +174,7 @@ def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambd
         results = run_missing(study.fitted_points(), study.texts, folder, report)
         fitted = fit_results(results, study)
         predictions = predict(fitted, study, folder)
-        rest = {
-            *study.held_out_points(),
-            *(predicted_point(study, *each) for each in predictions.items()),
-        }
+        rest = {*study.held_out_points(), *(predicted_point(study, *each) for each in predictions.items())}
         cheap_first = sorted(rest, key=lambda point: (point.seed, point.budget, point.width))
         results += run_missing(cheap_first, study.texts, folder, report)
     finally:

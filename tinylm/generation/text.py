@@ -86,16 +86,16 @@ class StopStrings:
         self._stops = sorted(stops, key=len, reverse=True)
         self.found, self.held = False, ""
 
-    def read(self, piece: str, heeded: bool = True) -> str:
+    def read(self, piece: str, may_stop: bool = True) -> str:
         """Takes one more piece of the text and returns what can be passed on.
 
-        If a piece is not `heeded`, a stop string completed in it is plain text.
+        Unless `may_stop`, a stop string completed in this piece is plain text.
         """
         if self.found or not self._stops:
             return "" if self.found else piece
         for character in piece:
             self.held += character
-            if heeded and (stop := next(filter(self.held.endswith, self._stops), "")):
+            if may_stop and (stop := next(filter(self.held.endswith, self._stops), "")):
                 passed, self.held, self.found = self.held.removesuffix(stop), "", True
                 return passed
         sizes = range(min(len(self._stops[0]) - 1, len(self.held)), 0, -1)

@@ -44,7 +44,9 @@ class CompiledNetwork:
         except TorchDynamoException as error:
             self._run = None
             cause = getattr(error, "inner_exception", None) or error
-            notice(f"model.compile: not possible here ({first_line(cause)}); training goes on without, more slowly")
+            notice(
+                f"model.compile: not possible here ({first_line(cause)}); training continues uncompiled, more slowly"
+            )
             return self.net(*args, **options)
         if len(self._breaks) > known:
             reason = next(reversed(self._breaks)).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Counts the parameters of a model. `parameter_count` (config.py) computes their number from a config alone."""
+"""Counts the parameters of a model. `parameter_count` (size.py) computes their number from a config alone."""
 
 from torch import nn
 

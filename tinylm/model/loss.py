@@ -65,8 +65,5 @@ class _LossByRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), types = gradients, ctx.types
-        return (
-            *(None if d is None else (d * g).to(t) for d, t in zip(ctx.saved_tensors, types, strict=True)),
-            None,
-            None,
-        )
+        found = [None if d is None else (d * g).to(t) for d, t in zip(ctx.saved_tensors, types, strict=True)]
+        return *found, None, None

@@ -1,4 +1,4 @@
-"""The check for a finite step without waiting for the device: judged there, read on the host a step later.
+"""The check that a step is finite, made on the device; the host reads its result one step later, without waiting.
 
 A step whose loss or gradient norm is not finite changes nothing, nor does any after it: the optimizer reads `found_inf`
 on the device, as under PyTorch's GradScaler. Weights and optimizer state stay those of the last good step until the

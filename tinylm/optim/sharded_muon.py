@@ -36,7 +36,7 @@ class ShardedMuon(Muon):
             assert isinstance(momentum, DTensor)
             by_placement[momentum.placements].append(momentum)
         for same in by_placement.values():
-            self._exchanged(same)
+            self._orthogonalize_alike(same)
         return momenta
 
     def _evened(self, updates: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
@@ -55,12 +55,12 @@ class ShardedMuon(Muon):
             update.to_local().mul_(factors.to_local()[rows])
         return updates
 
-    def _exchanged(self, momenta: list[DTensor]) -> None:
-        """Orthogonalizes matrices of one shape, divided alike."""
+    def _orthogonalize_alike(self, momenta: list[DTensor]) -> None:
+        """Orthogonalizes matrices of one shape and one sharding, in place."""
         first, parts = momenta[0], [each.to_local() for each in momenta]
         group, rank = processes(first)
         boxes = shard_boxes(first)
-        owned = self._shared_out(len(momenta), first.shape, len(boxes))
+        owned = self._divided(len(momenta), first.shape, len(boxes))
         order = [number for numbers in owned for number in numbers]  # the matrices by their owners
         sizes = [math.prod(part.stop - part.start for part in box) for box in boxes]
         ours, theirs = [len(numbers) * sizes[rank] for numbers in owned], [len(owned[rank]) * size for size in sizes]
@@ -75,8 +75,8 @@ class ShardedMuon(Muon):
         for number, part in zip(order, back.split(sizes[rank]) if sizes[rank] else (), strict=False):
             parts[number].copy_(part.view(parts[number].shape))
 
-    def _shared_out(self, count: int, shape: torch.Size, processes: int) -> list[list[int]]:
-        """The numbers of the matrices of each process: every matrix goes to the one with the least work so far."""
+    def _divided(self, count: int, shape: torch.Size, processes: int) -> list[list[int]]:
+        """The numbers of the matrices that each process gets; each goes to the process with the least work so far."""
         owned: list[list[int]] = [[] for _ in range(processes)]
         for number in range(count):
             owner = min(range(processes), key=lambda process: self._load[process])

@@ -98,21 +98,6 @@ def shades() -> "Colormap":
     return LinearSegmentedColormap.from_list("tinylm", [_setting("axes.facecolor"), *(f"#{stop}" for stop in stops)])
 
 
-def signed_shades() -> "Colormap":
-    """A scale for quantities of both signs: orange below zero, blue above, and the ground between.
-
-    Half the range is zero: limits are -x and x.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    below, above = {
-        "light": (("7f2f00", "D55E00"), ("0072B2", "08264a")),
-        "dark": (("ffe3cf", "F28A4B"), ("56A8E8", "e8f5ff")),
-    }[_theme_drawn()]
-    stops = (*below, _setting("axes.facecolor").lstrip("#"), *above)
-    return LinearSegmentedColormap.from_list("tinylm signed", [f"#{stop}" for stop in stops], N=257)
-
-
 def letters(ground: Any) -> str:
     """Black or white, whichever is more legible on a colour."""
     from matplotlib.colors import to_rgb

@@ -73,7 +73,7 @@ def read_text(model: TransformerLM, tokenizer: Tokenizer, text: str) -> dict[str
     losses = token_losses(model, tokenizer, text)
     nats = [each.nats for each in losses if each.nats is not None]
     first = len(losses) - len(nats)  # the first token, if nothing precedes it
-    score = Score(math.fsum(nats), len(nats), tokenizer.bytes_behind(text, ids, first))
+    score = Score(math.fsum(nats), len(nats), tokenizer.bytes_from(text, ids, first))
     begins = story_grammar().prefix_log_probs(text)
     known = math.isfinite(begins[-1])
     floors = -np.diff(begins[offsets[:, 1]], prepend=0.0) if known else [math.nan] * len(losses)

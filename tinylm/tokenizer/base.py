@@ -1,18 +1,16 @@
 """The base class of tokenizers: text -> ids -> the same text.
 
-A tokenizer is a table of byte strings, one per id, and a way to split text into them. Decoding is therefore common to
-all (join the bytes, decode UTF-8); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have
-ids but are matched in text only on request, so that user input stays plain text.
+A tokenizer is a table of byte strings, one per id, and a way to split text into them. The table is common to all
+(vocabulary.py); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have ids but are matched
+in text only on request, so that user input stays plain text.
 
 A subclass outside tinylm is recorded in its files by its import path, and read from them only if that is trusted.
 """
 
-import codecs
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +22,8 @@ from tinylm.files import file_size, read_chunks, sha256_json, write_json
 from tinylm.plugins import Part, admit
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.fast.blocks import Block, blocks, utf8
-from tinylm.tokenizer.marked import END_OF_TEXT, Chat, Marked, Marks
+from tinylm.tokenizer.marks import END_OF_TEXT, Chat, Marks
+from tinylm.tokenizer.vocabulary import Vocabulary
 from tinylm.workers import map_in_order
 
 __all__ = ["END_OF_TEXT", "Chat", "Marks", "Tokenizer", "refuse_own_class", "tokenizer_class"]
@@ -34,28 +33,19 @@ TOKENIZER_FILE = FileKind("a tokenizer", rb'\{\s*"format": \d+,\s*"kind": "')
 READABLE = ", nor a tokenizer.json; a folder with vocab.json and merges.txt, or a .tiktoken file, can be read too"
 
 
-class Tokenizer(Marked):
+class Tokenizer(Vocabulary):
     """Text to token ids and back.
 
     Attributes:
         kind: name of the subclass in files and configs
         has_size: whether training takes `vocab_size`, the number of tokens
-        token_bytes: the bytes of each id; for a special token, its name in UTF-8
-        special_tokens: name -> id
-        lone_space: the id of a space alone, if decoding drops every one at the beginning of a text; else None
+        most_per_byte: upper bound of ids per byte of a text
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     has_size: ClassVar[bool] = False
-    most_per_byte = 1  # upper bound of ids per byte of a text
-    lone_space: int | None = None
-
-    def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
-        self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
-        if len(self.special_tokens) != len(special_tokens) or "" in self.special_tokens:
-            raise ConfigError(f"special_tokens must be distinct and not empty, got {list(special_tokens)}")
-        self.token_bytes = token_bytes + [utf8(name) for name in special_tokens]
+    most_per_byte = 1
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("tinylm."):
@@ -81,32 +71,6 @@ class Tokenizer(Marked):
 
     def __hash__(self) -> int:
         return hash(self.sha256)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return len(self.token_bytes)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The smallest dtype that holds all ids: uint16 or uint32."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-
-    @cached_property
-    def byte_lengths(self) -> np.ndarray:
-        """Bytes of text per id, int64 (V,); 0 for special tokens."""
-        lengths = np.array([len(piece) for piece in self.token_bytes], dtype=np.int64)
-        lengths[list(self.special_tokens.values())] = 0
-        return lengths
-
-    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
-        """A copy with more special tokens, whose ids follow the existing ones. Existing names are skipped."""
-        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
-        options = self.options()
-        options["special_tokens"] = [*options["special_tokens"], *new]
-        if "ids" in options:
-            options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
-        return self._with(options, self._marks_with(new), self._origin)
 
     # --- text -> ids
 
@@ -136,7 +100,7 @@ class Tokenizer(Marked):
 
         Args:
             text: any text
-            start: its offset in a longer text, in characters, for error messages
+            start: its offset in a longer text, in characters
 
         Raises:
             DataError: if the text cannot be encoded.
@@ -195,7 +159,7 @@ class Tokenizer(Marked):
         """The number of bytes that each id covers in the text, int64 (n,)."""
         return self.byte_lengths[ids]
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
         """The number of bytes that the ids from index `first` on cover in a text without special tokens."""
         return int(self.byte_lengths[ids[first:]].sum())
 
@@ -269,104 +233,18 @@ class Tokenizer(Marked):
         """
         raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
 
-    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """Segments the text of ids anew, at random as in `sample`, int64 (n,) -> (m,).
-
-        Special and other added tokens stay unchanged. Ids with only some bytes of a character, up to three at each end
-        of the text between such tokens, stay as well.
-
-        Raises:
-            ConfigError: as in `sample`.
-        """
-        parts, done = [np.empty(0, dtype=np.int64)], 0
-        for place in [*np.flatnonzero(self._atomic[ids]).tolist(), len(ids)]:
-            run = ids[done:place]
-            begin, end = self._whole_characters(run)
-            parts += [run[:begin], self._resample(run[begin:end], alpha, random), run[end:], ids[place : place + 1]]
-            done = place + 1
-        return np.concatenate(parts)
-
     @cached_property
-    def _atomic(self) -> np.ndarray:
+    def fixed_ids(self) -> np.ndarray:
         """Whether each id stays unchanged in `resample`, bool (V,): special tokens and ids without bytes."""
         return self.byte_lengths == 0
 
-    def _whole_characters(self, ids: np.ndarray) -> tuple[int, int]:
-        """The longest range of ids that covers only whole characters: (begin, end)."""
-        pieces = [self.token_bytes[token] for token in ids]
-        for begin in range(min(len(ids), 3) + 1):
-            for end in range(len(ids), max(begin, len(ids) - 3) - 1, -1):
-                with contextlib.suppress(UnicodeDecodeError):
-                    b"".join(pieces[begin:end]).decode()
-                    return begin, end
-        return 0, 0
-
-    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
-        """Segments the text of ids without special tokens anew, at random."""
+    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+        """Segments the text of ids, none of them fixed, anew, at random as in `sample`: int64 (n,) -> (m,)."""
         return self.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
-
-    # --- ids -> text
 
     def normalized(self, text: str) -> str:
         """The text that decoding returns if every character is known: the text itself, unless a subclass normalizes."""
         return text
-
-    def until_stop(self, ids: list[int]) -> list[int]:
-        """The ids before the first of `marks.stops`."""
-        return ids[: next((place for place, token in enumerate(ids) if token in self.marks.stops), len(ids))]
-
-    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
-        """The text of token ids.
-
-        Args:
-            ids: token ids; may be an array or a tensor
-            errors: treatment of invalid UTF-8, as in `bytes.decode`
-            continues: whether the ids continue a text; if so, no space is dropped at the beginning
-
-        Raises:
-            DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
-        """
-        ids = list(ids if continues else self._without_lone_spaces(ids))
-        try:
-            text = b"".join(map(self._bytes, ids)).decode("utf-8", errors)
-        except UnicodeDecodeError as error:
-            raise DataError(f"these tokens are not UTF-8 ({error.reason} at byte {error.start})") from error
-        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
-
-    def _without_lone_spaces(self, ids: Iterable[int]) -> Iterable[int]:
-        """The ids from the first one on that is not `lone_space`."""
-        return ids if self.lone_space is None else dropwhile(lambda token: int(token) == self.lone_space, ids)
-
-    def without_first_spaces(self, text: str) -> str:
-        """The text without the space that decoding drops, or without all at the beginning if it has a `lone_space`."""
-        return text.removeprefix(" ") if self.lone_space is None else text.lstrip(" ")
-
-    def _strips(self, first: list[int]) -> bool:
-        """Whether decoding drops the space that encoding put before these first ids."""
-        return False
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        ids = iter(self._without_lone_spaces(ids))
-        opening = list(islice(ids, 1))
-        strips, piece_of = self._strips(opening), self.piece_decoder()
-        for piece in filter(None, map(piece_of, chain(opening, ids, [None]))):
-            yield from filter(None, [piece.removeprefix(" ") if strips else piece])
-            strips = False
-
-    def piece_decoder(self) -> Callable[[int | None], str]:
-        """An incremental decoder: call it with each id of a text in order, then with None.
-
-        Each call returns the characters that the id completes.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda i: decoder.decode(b"", final=True) if i is None else decoder.decode(self._bytes(i))
-
-    def _bytes(self, token: int) -> bytes:
-        token = int(token)
-        if not 0 <= token < self.vocab_size:
-            raise DataError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-        return self.token_bytes[token]
 
     # --- files
 

@@ -14,9 +14,8 @@ merges, the ids are GPT-2's.
 Not supported: tokens that span words. `pipeline.py` normalizes text and finds added tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,26 +25,23 @@ from tinylm.errors import ConfigError
 from tinylm.files import read_json
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES, printable
 from tinylm.tokenizer.fast.arrays import slices
-from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.learning import MergeLearner, Pair
 from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
-from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
+from tinylm.tokenizer.fast.words import SPELLED, WordTable, looked_up
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
-from tinylm.tokenizer.learned import LearnedTokenizer
+from tinylm.tokenizer.learned import VOCAB_SIZE, WordwiseTokenizer
 
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
-VOCAB_SIZE = 4096  # by default
-MAX_REMEMBERED = 1 << 18  # cached words of short texts
 MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
 MAX_BYTES = 1 << 26  # of all tokens together; thirty merges of a hostile file could reach gigabytes by doubling
-SHORT = 1500  # characters; longer texts are encoded faster with NumPy
 LONG = 1000  # bytes; with BPE dropout, longer words are cut first
 
 
-class BPETokenizer(LearnedTokenizer):
+class BPETokenizer(WordwiseTokenizer):
     """Byte-level BPE. Bytes, merged tokens and special tokens are numbered in this order, or by `ids`.
 
     Args:
@@ -146,11 +142,6 @@ class BPETokenizer(LearnedTokenizer):
     # --- training
 
     @classmethod
-    def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """`WordSplitter.safe_cut` for the pattern."""
-        return WordSplitter(pattern).safe_cut
-
-    @classmethod
     def train_from_blocks(
         cls,
         found: Iterable[Block],
@@ -200,34 +191,12 @@ class BPETokenizer(LearnedTokenizer):
         """The ids of tokens in the default numbering."""
         return tokens if self._ids is None else self._ids[tokens]
 
-    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
-        """The ids of a text, int64 (n,).
+    def _encode_short(self, text: str, start: int = 0) -> list[int]:
+        return looked_up(self._splitter.words(text), self._remembered, self._encode_word)
 
-        Raises:
-            DataError: for a lone surrogate.
-        """
-        if len(text) > SHORT:
-            return np.concatenate([self.encode_block(block) for block in blocks([[text]], self.safe_cut)])
-        return np.array(self._encode_short(text), dtype=np.int64)
-
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text, as a list; short texts take a faster path."""
-        if allow_special or len(text) > SHORT:
-            return super().encode(text, allow_special=allow_special)
-        return self._encode_short(text)
-
-    def _encode_short(self, text: str) -> list[int]:
-        words = self._splitter.words(text)
-        try:
-            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
-        except KeyError:
-            if len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.clear()
-            for word in words:
-                if word not in self._remembered:
-                    tokens = merge_word(list(utf8(word).translate(BYTE_IDS, self._left_out)), self._merged)
-                    self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
-            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
+    def _encode_word(self, word: str) -> list[int]:
+        tokens = merge_word(list(utf8(word).translate(BYTE_IDS, self._left_out)), self._merged)
+        return tokens if self._ids is None else self._ids[tokens].tolist()
 
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text, int64 (n,), with BPE dropout: each merge is left out with the probability alpha.
@@ -252,26 +221,10 @@ class BPETokenizer(LearnedTokenizer):
         kept = np.flatnonzero(~np.isin(np.frombuffer(utf8(text), dtype=np.uint8), self.missing))
         return np.stack([kept[spans[:, 0]], kept[spans[:, 1] - 1] + 1], axis=1)
 
-    def safe_cut(self, text: str) -> int:
-        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
-        return self._splitter.safe_cut(text)
-
-    def _file_blocks(self, path: Path) -> Iterator[Block]:
-        return file_blocks(path, self.safe_cut)
-
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        return self.encode_packed(block).astype(np.int64)
-
-    def encode_packed(self, block: Block) -> np.ndarray:
-        """The ids of a block in `dtype` (n,). All new words are merged at once."""
-        if self._words.size > MAX_KNOWN:
-            self._words = WordTable(self.dtype)
-        words = self._splitter.word_starts(block)
-        return self._words.lists.take(self._words.spelled(*words, self.end_of_text, self._merge_new_words))
-
-    def _merge_new_words(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
-        """Encodes new words and stores their ids in `_words`. Arguments as in `WordTable.spelled`."""
+    def _spell_new(
+        self, block: Block, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray
+    ) -> None:
+        """Merges all new words of a block at once and stores their ids in `_words`."""
         lists, short = self._words.lists, sizes <= SPELLED
         words, sizes_left = self._without_missing(slices(data, starts[short], sizes[short]), sizes[short])
         left = sizes_left > 0

@@ -13,7 +13,7 @@ only once.
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from tinylm.errors import ConfigError
 from tinylm.tokenizer.bpe import LONG, check_dropout, check_ids
 from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.fast.merging import Pair, merge_some, merge_word
+from tinylm.tokenizer.fast.words import looked_up
 
 SPACE = "▁"
-MAX_REMEMBERED = 1 << 18  # parts
 BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
 UNKNOWN = " \u2047 "  # SentencePiece's text for <unk>
 
@@ -137,16 +137,7 @@ class CharacterBPE:
         return [token for before, token in pairwise([-1, *ids]) if token != self.unknown or before != self.unknown]
 
     def _encode_parts(self, text: str) -> list[int]:
-        known, parts = self._remembered, self._cuts.split(text)
-        try:
-            return [*chain.from_iterable(map(known.__getitem__, parts))]
-        except KeyError:
-            if len(known) > MAX_REMEMBERED:
-                known.clear()
-            for part in parts:
-                if part not in known:
-                    known[part] = self._merge(part)
-            return [*chain.from_iterable(map(known.__getitem__, parts))]
+        return looked_up(self._cuts.split(text), self._remembered, self._merge)
 
     def _merge(self, part: str, joined: dict[int, Pair] | None = None) -> list[int]:
         return merge_word(self._unmerged(part), self._merged, joined)

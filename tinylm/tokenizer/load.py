@@ -11,6 +11,7 @@ from tinylm.tokenizer.formats.merges import require
 from tinylm.tokenizer.formats.sentencepiece import is_sentencepiece, read_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
 from tinylm.tokenizer.formats.vocab_txt import is_vocab_txt, vocab_txt_values
+from tinylm.tokenizer.marks import end_marks
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -51,8 +52,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _for_training(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with its end-of-text token as the only mark, which tinylm's training puts between documents."""
-    end = tokenizer.end_of_text
-    return tokenizer.with_marks(end, end, [] if end is None else [end])
+    return tokenizer.with_marks(*end_marks(tokenizer.end_of_text))
 
 
 def _load_folder(folder: Path) -> Tokenizer:

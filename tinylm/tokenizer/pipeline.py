@@ -20,7 +20,7 @@ from tinylm.tokenizer.added import AddedToken, AddedTokens
 from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
-from tinylm.tokenizer.fast.blocks import Block, utf8
+from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.normalizers.base import NFC, Normalizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.wordpiece import WordPieceTokenizer
@@ -88,20 +88,19 @@ class PipelineTokenizer(Tokenizer):
         self._normalizer: Normalizer | None = getattr(self.core, "normalizer", None)
         if normalization:
             self._normalizer = Normalizer.from_dict(normalization) if isinstance(normalization, dict) else NFC()
-        self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
-        self.lone_space = getattr(self.core, "lone_space", None)
-        if (
-            strip
-            and isinstance(self.core, CharacterBPE)
-            and getattr(self._normalizer, "remove_extra_whitespaces", False)
-        ):
+        if self._normalizer is not None:
+            self.most_per_byte = max(self.most_per_byte, self._normalizer.most_per_byte)
+        if not isinstance(self.core, CharacterBPE):
+            self.lone_space = self.core.lone_space
+        elif strip and self._normalizer is not None and self._normalizer.drops_first_spaces:
             self.lone_space = self.core.vocab.get(SPACE)
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
         self._normalized = AddedTokens((token for token in self.added if token.normalized), self._name)
-        self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
+        names = [*self._plain.tokens, *self._normalized.tokens]
+        self._longest = 2 + max(map(len, names), default=0)
 
     def _check(self) -> None:
         given = self.normalization, self.spaces, self.prefix
@@ -129,10 +128,6 @@ class PipelineTokenizer(Tokenizer):
             name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(before + (name.replace(SPACE, " ") if self.spaces else name))
         return found
-
-    @property
-    def _finders(self) -> tuple[AddedTokens, AddedTokens]:
-        return self._plain, self._normalized
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`."""
@@ -172,7 +167,7 @@ class PipelineTokenizer(Tokenizer):
         for part in self._parts(text, special=False):
             piece = part.text if part.token is None else self.token_bytes[part.token].decode()
             if part.token is None and isinstance(self.core, UnigramTokenizer):
-                piece = self.core.spaced(piece, self._goes_on(part.opens, continues=False))
+                piece = self.core.spaced(piece, self._core_continues(part.opens, continues=False))
             found.append(piece.replace(SPACE, " ") if self.spaces and part.token is None else piece)
         whole = "".join(found)
         return self.without_first_spaces(whole) if self.strip else whole
@@ -210,31 +205,33 @@ class PipelineTokenizer(Tokenizer):
                 else:
                     opens = begin + first == 0
                     piece = self._prefixed(normal[first:last], opens, continues)
-                    found.append(ids_of(piece, self._goes_on(opens, continues)))
+                    found.append(ids_of(piece, self._core_continues(opens, continues)))
         return found
 
     def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation of the core drawn at random, as in `Tokenizer.sample`, int64 (n,)."""
 
-        def drawn(piece: str, goes_on: bool) -> np.ndarray:
+        def drawn(piece: str, continued: bool) -> np.ndarray:
             if isinstance(self.core, UnigramTokenizer):
-                return self.core.model.sample(self.core.spaced(piece, goes_on), alpha, random)
+                return self.core.model.sample(self.core.spaced(piece, continued), alpha, random)
             return self.core.sample(piece, alpha, random)
 
         return np.concatenate(self._encode(text, False, ids_of=drawn))
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+        """Segments the text of ids anew, at random, by the core; it is normalized already."""
         text = b"".join(self.token_bytes[token] for token in ids).decode().replace(" ", self._space)
         core = self.core.model if isinstance(self.core, UnigramTokenizer) else self.core
         return core.sample(text, alpha, random)
 
     @cached_property
-    def _atomic(self) -> np.ndarray:
-        atomic = self.byte_lengths == 0
-        atomic[[token.id for token in self.added]] = True
+    def fixed_ids(self) -> np.ndarray:
+        """Whether each id stays unchanged in `resample`, bool (V,): also added tokens and the core's unknown token."""
+        fixed = self.byte_lengths == 0
+        fixed[[token.id for token in self.added]] = True
         if (unknown := getattr(self.core, "unknown", None)) is not None:
-            atomic[unknown] = True
-        return atomic
+            fixed[unknown] = True
+        return fixed
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
         """A part as the core reads it. `opens`: whether it is at the beginning of the text."""
@@ -244,13 +241,13 @@ class PipelineTokenizer(Tokenizer):
             return self._space + piece
         return piece
 
-    def _goes_on(self, opens: bool, continues: bool) -> bool:
+    def _core_continues(self, opens: bool, continues: bool) -> bool:
         """Whether the core puts no space of its own before this part of a text."""
         return (opens and continues) or (not opens and isinstance(self.core, UnigramTokenizer) and self.core.opens_once)
 
-    def _core_ids(self, piece: str, goes_on: bool) -> np.ndarray:
+    def _core_ids(self, piece: str, continued: bool) -> np.ndarray:
         if isinstance(self.core, UnigramTokenizer):
-            return np.array(self.core.model.encode(self.core.spaced(piece, goes_on)), dtype=np.int64)
+            return np.array(self.core.model.encode(self.core.spaced(piece, continued)), dtype=np.int64)
         if isinstance(self.core, CharacterBPE):
             return np.array(self.core.encode(piece), dtype=np.int64)
         return self.core.encode_ordinary(piece)
@@ -261,7 +258,7 @@ class PipelineTokenizer(Tokenizer):
         Raises:
             DataError: for a lone surrogate.
         """
-        return np.concatenate(self._encode(text, special=False))
+        return np.concatenate(self._encode(text, special=False, continues=start > 0))
 
     def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
         """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
@@ -278,16 +275,16 @@ class PipelineTokenizer(Tokenizer):
                 ids.append(np.array([part.token]))
                 offsets.append(np.stack([part.begins[:1], part.ends[-1:]], axis=1))
             elif isinstance(self.core, UnigramTokenizer):
-                goes_on = self._goes_on(part.opens, continues=False)
-                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, goes_on)
+                continued = self._core_continues(part.opens, continues=False)
+                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, continued)
                 ids.append(found[0])
                 offsets.append(found[1])
             else:
-                ids.append(self._core_ids(part.text, goes_on=False))
+                ids.append(self._core_ids(part.text, continued=False))
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
         """The number of bytes that the ids from index `first` on cover; spaces that encoding adds do not count."""
         begin = self.encode_with_offsets(text)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0
@@ -319,14 +316,6 @@ class PipelineTokenizer(Tokenizer):
         character = np.cumsum((data & 0xC0) != 0x80) - 1
         begins, ends = self.core.spans(part.text, ids).T
         return np.stack([part.begins[character[begins]], part.ends[character[ends - 1]]], axis=1)
-
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
-        parts = self._encode(block.texts[0], special=False, continues=block.start > 0)
-        for text in block.texts[1:]:
-            parts += [end, *self._encode(text, special=False)]
-        return np.concatenate(parts)
 
     def safe_cut(self, text: str) -> int:
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""

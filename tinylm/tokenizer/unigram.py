@@ -25,16 +25,14 @@ from tinylm.tokenizer.characters import BYTE_NAMES, SPACE
 from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.cutting import LONGEST, too_long
-from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
-from tinylm.tokenizer.learned import LearnedTokenizer
+from tinylm.tokenizer.learned import VOCAB_SIZE, LearnedTokenizer
 from tinylm.tokenizer.normalizers.base import Normalizer, through
 from tinylm.tokenizer.normalizers.charsmap_rules import named_charsmap
 from tinylm.tokenizer.normalizers.metaspace import Spacing
 from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.unigram_model import MOST_CUTS, UnigramModel
 
-VOCAB_SIZE = 4096  # by default
 WORDS_PER_MEGABYTE = 500  # distinct words per megabyte of memory, in training
 UNKNOWN_PIECE = "<unk>"
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
@@ -90,7 +88,7 @@ class UnigramTokenizer(LearnedTokenizer):
         self.unknown_score, self.marker, self.split, self.strip = unknown_score, marker, split, strip
         self.sums, self.surface = sums, surface
         numbers = {piece: token for token, piece in enumerate(self.pieces)}
-        _check(self, numbers, special_tokens)
+        _check(self, numbers)
         names = [piece.replace(SPACE, " ") if marker else piece for piece in self.pieces]
         byte_ids = [numbers[name] for name in BYTE_NAMES] if byte_fallback else []
         token_bytes = [utf8(name) for name in names]
@@ -98,8 +96,7 @@ class UnigramTokenizer(LearnedTokenizer):
             token_bytes[token] = bytes([byte])
         if unknown is not None and surface is not None:
             token_bytes[unknown] = utf8(surface)
-        super().__init__(token_bytes, [name for name in special_tokens if name not in numbers])
-        self.special_tokens = {name: numbers.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
+        super().__init__(token_bytes, special_tokens, numbers)
         self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
         self.spacing = None if spacing is None else Normalizer.from_dict(spacing)
         never = {
@@ -111,18 +108,13 @@ class UnigramTokenizer(LearnedTokenizer):
         ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
         way = byte_ids if unknown is None or byte_fallback else unknown
         self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype, sums == "text")
-        self.lone_space = (
-            numbers.get(SPACE) if strip and getattr(self.normalizer, "remove_extra_whitespaces", False) else None
-        )
         self._changes = self.normalizer is not None or self.spacing is not None or marker
-        self.most_per_byte = max(3, getattr(self.normalizer, "most_per_byte", 0)) if self._changes else 1
+        self.most_per_byte = 3 if self._changes else 1
+        if self.normalizer is not None:
+            self.most_per_byte = max(3, self.normalizer.most_per_byte)
+            self.lone_space = numbers.get(SPACE) if strip and self.normalizer.drops_first_spaces else None
 
     # --- training
-
-    @classmethod
-    def training_cut(cls, pattern: str) -> Callable[[str], int]:
-        """`WordSplitter.safe_cut` for the pattern."""
-        return WordSplitter(pattern).safe_cut
 
     @classmethod
     def train_from_blocks(
@@ -213,26 +205,11 @@ class UnigramTokenizer(LearnedTokenizer):
         Raises:
             DataError: for a lone surrogate, or a part that is too long and cannot be cut.
         """
-        return self.encode_part(text, continues=False)
-
-    def encode_part(self, text: str, *, continues: bool) -> np.ndarray:
-        """The ids of a part of a text, int64 (n,). `continues`: whether it continues an earlier part."""
+        continues = self.opens_once and start > 0
         if len(text) > LONG:
             found = blocks([[text]], self.safe_cut)
             return np.concatenate([self._encode_block(block, continues or block.start > 0) for block in found])
         return np.array(self.model.encode(self._inner(text, continues)), dtype=np.int64)
-
-    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
-        """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
-        if not allow_special or not self.special_tokens:
-            return self.encode_ordinary(text)
-        parts = [np.empty(0, dtype=np.int64)]
-        for part, special, start in self._split_special(text):
-            if special is not None:
-                parts.append(np.array([special]))
-            else:
-                parts.append(self.encode_part(part, continues=self.opens_once and start > 0))
-        return np.concatenate(parts)
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text and the characters that each id covers, as in `Tokenizer.encode_with_offsets`.
@@ -285,18 +262,14 @@ class UnigramTokenizer(LearnedTokenizer):
         size = np.cumsum([0, *(len(utf8(character)) for character in text)])
         return size[offsets]
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_from`."""
         if not self._changes and self.unknown is None:
-            return super().bytes_behind(text, ids, first)
+            return super().bytes_from(text, ids, first)
         begin = self._offsets_of_part(text, 0, False)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0
 
     # --- blocks
-
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        return self.encode_packed(block).astype(np.int64)
 
     def encode_packed(self, block: Block) -> np.ndarray:
         """The ids of a block in `dtype` (n,). All new parts are segmented at once."""
@@ -364,15 +337,17 @@ class UnigramTokenizer(LearnedTokenizer):
         """
         return self.model.sample(self._inner(text), alpha, random)
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
+        """Segments the text of ids anew, at random; it is normalized already."""
         return self.model.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 
     @cached_property
-    def _atomic(self) -> np.ndarray:
-        atomic = self.byte_lengths == 0
+    def fixed_ids(self) -> np.ndarray:
+        """Whether each id stays unchanged in `resample`, bool (V,): also `unknown`."""
+        fixed = self.byte_lengths == 0
         if self.unknown is not None:
-            atomic[self.unknown] = True
-        return atomic
+            fixed[self.unknown] = True
+        return fixed
 
     def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
         """The n most likely segmentations of a text, the best first: (ids, log probability in nats).
@@ -425,7 +400,7 @@ class UnigramTokenizer(LearnedTokenizer):
         }
 
 
-def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens: Sequence[str]) -> None:
+def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int]) -> None:
     """Checks the arguments of a tokenizer; `numbers`: piece -> id."""
     pieces, scores, unknown = tokenizer.pieces, tokenizer.scores, tokenizer.unknown
     if len(numbers) < len(pieces) or len(scores) != len(pieces) or "" in numbers:
@@ -441,5 +416,3 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
         raise ConfigError(
             f"split must be pieces or spaces, sums parts or text, got {tokenizer.split}, {tokenizer.sums}"
         )
-    if len({*special_tokens}) < len(special_tokens):
-        raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")

@@ -17,19 +17,10 @@ from tinylm.errors import ConfigError
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.fast.cutting import Cutter
-from tinylm.tokenizer.fast.segmenting import (
-    PieceTrie,
-    Words,
-    best_arcs,
-    drawn_arcs,
-    margins,
-    trace,
-    words_of,
-)
-from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
+from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, margins, trace, words_of
+from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable, looked_up
 from tinylm.tokenizer.segmentation import Arc, Pieces
 
-MAX_REMEMBERED = 1 << 18  # parts of short texts
 MOST_ALPHA = 1e6  # sums could overflow beyond it
 SHORT = 300  # bytes; longer texts are encoded faster with NumPy
 TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is faster where they are few
@@ -128,14 +119,8 @@ class UnigramModel:
         if len(data) > SHORT:
             return self.encode_data(data, None).tolist()
         starts = [*self.starts(np.frombuffer(data, dtype=np.uint8)).tolist(), len(data)]
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.clear()
-        found: list[int] = []
-        for begin, end in pairwise(starts):
-            part = data[begin:end]
-            if part not in self._remembered:
-                self._remembered[part] = self._encode_part(part.decode())
-            found += self._remembered[part]
+        parts = [data[begin:end] for begin, end in pairwise(starts)]
+        found = looked_up(parts, self._remembered, lambda part: self._encode_part(part.decode()))
         return found if self._unknown is None or self.spaces else _fused(found, self._unknown)
 
     def _encode_rounded(self, text: str) -> list[int]:

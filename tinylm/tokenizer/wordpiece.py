@@ -16,20 +16,18 @@ Not supported: byte fallback.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.bpe import MAX_REMEMBERED, SHORT, VOCAB_SIZE
-from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
-from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
-from tinylm.tokenizer.learned import LearnedTokenizer
+from tinylm.tokenizer.fast.words import WordTable, looked_up
+from tinylm.tokenizer.learned import VOCAB_SIZE, WordwiseTokenizer
 from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
 
@@ -41,7 +39,7 @@ CLEANED = [  # replacements that other programs make in decoding, in this order
 ]  # fmt: skip
 
 
-class WordPieceTokenizer(LearnedTokenizer):
+class WordPieceTokenizer(WordwiseTokenizer):
     """Pieces, numbered in order, followed by the special tokens that are not pieces.
 
     Args:
@@ -82,15 +80,10 @@ class WordPieceTokenizer(LearnedTokenizer):
         self._unknown_name = unknown
         self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
         self._check()
-        self._chunks = _chunks(pattern, self.normalizer, mark, longest)
-        self.separator = self._chunks.separator
+        self._splitter = _make_splitter(pattern, self.normalizer, mark, longest)
+        self.separator = self._splitter.separator
         known = {piece: token for token, piece in enumerate(self.pieces)}
-        super().__init__(
-            [self._piece_bytes(piece) for piece in self.pieces], [n for n in special_tokens if n not in known]
-        )
-        if len({*special_tokens}) < len(special_tokens):
-            raise ConfigError(f"special_tokens must be distinct and not empty, got {list(special_tokens)}")
-        self.special_tokens = {name: known.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
+        super().__init__([self._piece_bytes(piece) for piece in self.pieces], special_tokens, known)
         for name, token in self.special_tokens.items():
             self.token_bytes[token] = utf8(name)
         self.unknown = self.special_tokens.get(unknown, known.get(unknown))
@@ -215,7 +208,7 @@ class WordPieceTokenizer(LearnedTokenizer):
     def _ids_of(self, chunk: str) -> list[int] | None:
         """The ids of a chunk; None if it has an unknown word and there is no unknown token."""
         found: list[int] = []
-        for word in self._chunks.words(chunk):
+        for word in self._splitter.words(chunk):
             ids = self._spell(word)
             if ids is None:
                 utf8(chunk)  # raises for a lone surrogate, which is not an unknown word
@@ -225,39 +218,18 @@ class WordPieceTokenizer(LearnedTokenizer):
             found += ids
         return found
 
-    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
-        """The ids of a text, int64 (n,).
-
-        Raises:
-            DataError: for an unknown word, with its position, if there is no unknown token; for a lone surrogate.
-        """
-        if len(text) > SHORT:
-            parts = [self.encode_block(block) for block in blocks([[text]], self.safe_cut)]
-            return np.concatenate(parts)
-        return np.array(self._encode_short(text, start), dtype=np.int64)
-
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text, as a list; short texts take a faster path."""
-        if allow_special or len(text) > SHORT:
-            return super().encode(text, allow_special=allow_special)
-        return self._encode_short(text)
-
     def _encode_short(self, text: str, start: int = 0) -> list[int]:
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.clear()
-        known, chunks = self._remembered, self._chunks.chunks(text)
-        for chunk in chunks:
-            if chunk not in known:
-                ids = self._ids_of(chunk)
-                if ids is None:
-                    raise self._unknown_word(text, start)
-                known[chunk] = ids
-        return [*chain.from_iterable(map(known.__getitem__, chunks))]
+        def encode(chunk: str) -> list[int]:
+            if (ids := self._ids_of(chunk)) is None:
+                raise self._unknown_word(text, start)
+            return ids
+
+        return looked_up(self._splitter.chunks(text), self._remembered, encode)
 
     def _unknown_word(self, text: str, start: int) -> DataError:
         """The error for the first unknown word of a text that begins at `start`."""
         place, chunk = 0, text
-        for chunk in self._chunks.chunks(text):
+        for chunk in self._splitter.chunks(text):
             place = text.index(chunk, place)
             if self._ids_of(chunk) is None:
                 break
@@ -268,21 +240,10 @@ class WordPieceTokenizer(LearnedTokenizer):
             f"{self._unknown_name}"
         )
 
-    def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
-        return self.encode_packed(block).astype(np.int64)
-
-    def encode_packed(self, block: Block) -> np.ndarray:
-        """The ids of a block in `dtype` (n,). Each new word is spelled once."""
-        if self._words.size > MAX_KNOWN:
-            self._words = WordTable(self.dtype)
-        words = self._chunks.word_starts(block)
-        return self._words.lists.take(self._words.spelled(*words, self.end_of_text, partial(self._spell_new, block)))
-
     def _spell_new(
         self, block: Block, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray
     ) -> None:
-        """Spells new words of a block and stores their ids in `_words`. Other arguments as in `WordTable.spelled`."""
+        """Spells each new word of a block and stores its ids in `_words`."""
         found = []
         for begin, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True):
             if (ids := self._ids_of(data[begin:end].tobytes().decode())) is None:
@@ -295,28 +256,21 @@ class WordPieceTokenizer(LearnedTokenizer):
         """The error for the first unknown word of a block."""
         start = block.start
         for text in block.texts:
-            if any(self._ids_of(chunk) is None for chunk in self._chunks.chunks(text)):
+            if any(self._ids_of(chunk) is None for chunk in self._splitter.chunks(text)):
                 return self._unknown_word(text, start)
             start = 0
         raise AssertionError("the block has no unknown word")
 
-    def safe_cut(self, text: str) -> int:
-        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
-        return self._chunks.safe_cut(text)
-
-    def _file_blocks(self, path: Path) -> Iterator[Block]:
-        return file_blocks(path, self.safe_cut)
-
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; white space may lie between."""
         found: list[tuple[int, int]] = []
-        if isinstance(self._chunks, WholeWords):
+        if isinstance(self._splitter, WholeWords):
             place = 0
-            for chunk in self._chunks.chunks(text):
+            for chunk in self._splitter.chunks(text):
                 found += self._parts(chunk, place)
                 place += len(chunk)
         else:
-            words, begins, ends = self._chunks.places(text)
+            words, begins, ends = self._splitter.places(text)
             for begin, _, word in words:
                 found += [(int(begins[first]), int(ends[last - 1])) for first, last in self._parts(word, begin)]
         offsets = np.cumsum([0, *(len(utf8(character)) for character in text)])
@@ -333,10 +287,10 @@ class WordPieceTokenizer(LearnedTokenizer):
             yield place, place + size
             place += size
 
-    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
-        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_behind`."""
-        if isinstance(self._chunks, WholeWords) and self.unknown not in ids:
-            return super().bytes_behind(text, ids, first)
+    def bytes_from(self, text: str, ids: np.ndarray, first: int) -> int:
+        """The number of bytes that the ids from index `first` on cover, as in `Tokenizer.bytes_from`."""
+        if isinstance(self._splitter, WholeWords) and self.unknown not in ids:
+            return super().bytes_from(text, ids, first)
         if first >= len(ids):
             return 0
         return len(utf8(text)) - (int(self.spans(text, ids)[first, 0]) if first else 0)
@@ -345,9 +299,9 @@ class WordPieceTokenizer(LearnedTokenizer):
 
     def normalized(self, text: str) -> str:
         """The text that decoding returns if every character has a piece."""
-        if isinstance(self._chunks, WholeWords):
+        if isinstance(self._splitter, WholeWords):
             return text
-        words = chain.from_iterable(map(self._chunks.words, self._chunks.chunks(text)))
+        words = chain.from_iterable(map(self._splitter.words, self._splitter.chunks(text)))
         return "".join(self._clean(" " + word) for word in words).removeprefix(" ")
 
     def _bytes(self, token: int) -> bytes:
@@ -363,12 +317,12 @@ class WordPieceTokenizer(LearnedTokenizer):
         return bool(self.separator)
 
 
-def _chunks(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
+def _make_splitter(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
     return SpacedWords(pattern, normalizer) if pattern in PATTERNS else WholeWords(pattern, mark, longest)
 
 
 def _for_training(pattern: str, normalizer: dict[str, Any] | None) -> WholeWords | SpacedWords:
-    return _chunks(pattern, None if normalizer is None else Normalizer.from_dict(normalizer), MARK, LONGEST)
+    return _make_splitter(pattern, None if normalizer is None else Normalizer.from_dict(normalizer), MARK, LONGEST)
 
 
 def _check_training(score: str, min_frequency: int | None) -> None:

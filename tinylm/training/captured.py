@@ -8,8 +8,7 @@ before each replay as before each step. Everything else is part of a `signature`
 graph. The first steps of a signature run on the same path without a graph, for compilation, and count as usual.
 
 Python code within a step would run only once, during the capture. Where that could matter, steps run as usual, and one
-printed line says why.
-Counters, schedule, checkpoints, and callbacks between the steps are the trainer's own.
+printed line says why. Counters, schedule, checkpoints, and callbacks between the steps are the trainer's own.
 """
 
 from collections import Counter
@@ -33,7 +32,7 @@ from tinylm.optim.optimizer import base_rate
 from tinylm.training.profiling import StepProfile
 from tinylm.training.ranks import RankWatch
 
-WARMUP = 2  # steps of a signature before its capture; the first of a run, without optimizer state, is one by itself
+WARMUP = 2  # steps of a signature before its capture; a run's first step, without optimizer state, has its own
 MAX_GRAPHS = 4  # each has memory of its own
 RATE = torch.float32  # type of a learning rate on the device, as PyTorch's fused optimizers read it
 
@@ -272,11 +271,8 @@ def _hook_within(callback: Callback, several: bool) -> str | None:
     """A hook of a callback within a step; an unknown hook may change the network, or read each micro-batch's loss."""
     ours = type(callback).__module__.startswith(("tinylm.", "lightning."))
     stranger = not ours or isinstance(callback, LambdaCallback | StepProfile)
-    names = (
-        *WITHIN,
-        *(["on_train_batch_start"] if stranger else []),
-        *(["on_train_batch_end"] if stranger and several else []),
-    )
+    others = {"on_train_batch_start": stranger, "on_train_batch_end": stranger and several}
+    names = [*WITHIN, *(name for name, counts in others.items() if counts)]
     for name in () if isinstance(callback, RankWatch) else names:  # which does nothing in one process
         if getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name):
             return f"{type(callback).__name__}.{name}"

@@ -1,4 +1,4 @@
-"""Whole classes for `model` and `data`, named by `class_path` in a config or on the command line."""
+"""The user's own classes for `model` and `data`, named by `class_path` in a config or on the command line."""
 
 from typing import Any
 

@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.data.division import data_ranks
 from tinylm.errors import ConfigError, Interrupted, Preempted, TinyLMError, notice, silence_notices
 from tinylm.files import write_text
 from tinylm.mistakes import Given
@@ -33,7 +32,6 @@ from tinylm.training.callbacks import all_callbacks, all_loggers, replace_folder
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.classes import check_arguments, chosen_class
 from tinylm.training.finish import FinishRun
-from tinylm.training.frozen_start import FrozenStart
 from tinylm.training.introduction import introduce
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
@@ -52,14 +50,7 @@ from tinylm.training.own_data import OwnData
 from tinylm.training.own_data_options import OwnClass, takes
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import (
-    check_averaging,
-    check_devices,
-    check_loggers,
-    check_memory,
-    check_monitors,
-    check_trainer,
-)
+from tinylm.training.preflight import check_devices, check_loggers, check_run, check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.quiet import quiet_lightning
 from tinylm.training.ranks import watch_ranks
@@ -252,15 +243,7 @@ class TinyLMCLI(LightningCLI):
         data = self.datamodule
         data.trainer = self.trainer
         data.setup("fit")  # counts the steps
-        check_monitors(self.trainer, self.model, data)
-        check_averaging(self.trainer)
-        if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
-            self.model.check_tensor_parallel(size)  # before other processes start
-        if isinstance(self.model.objective, FrozenStart):
-            self.model.objective.check_strategy(self.trainer.strategy)
-        share = data.batch_size // data_ranks(self.trainer)[0]
-        if rows := data.micro_batch_size or share:
-            check_memory(self.trainer, self.model, rows, data.content.sequence_length)
+        check_run(self.trainer, self.model, data)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")

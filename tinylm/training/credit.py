@@ -1,9 +1,9 @@
 """Credit: which tokens of a completion are to blame for a mistake.
 
-A verdict on a whole text blames all its tokens alike. If the mistake has a place, token m, the tokens before it are to
-blame the less the earlier they were written, and those behind it not at all. So each token has a return of its own, and
-an advantage: its return minus the mean over the completions of its group that had no mistake before this place. That
-baseline does not depend on the token itself, but for its small share in the mean.
+A verdict on a whole text blames all its tokens alike. If the mistake has a place, token m, a token before it is blamed
+the less the earlier it was written, and a token after it not at all. So each token has its own return and its own
+advantage: the return minus the mean over the completions of its group that had no mistake before this place. That
+baseline does not depend on the token itself, except for its small share in the mean.
 
     G_t = -discount^(m - t) for t <= m; 0 for each token of a completion without a mistake
     A_t = (G_t - mean of G_t) / std        std: of the differences, over all tokens of the group
@@ -51,7 +51,7 @@ def returns(mistakes: Sequence[int | None], counts: Tensor, discount: float) -> 
 
 
 def token_advantages(values: Tensor, judged: Tensor, group: int, scaled: bool) -> tuple[Tensor, Tensor]:
-    """The advantage of each token within its group, 0 behind a mistake.
+    """The advantage of each token within its group, 0 after a mistake.
 
     Args:
         values: returns, (B * G, T); the completions of a group follow each other and begin at the same token

@@ -55,7 +55,7 @@ class FinishRun(Callback):
         if trainer.is_global_zero:
             self._finish(trainer, pl_module)
             for tracker in trackers(trainer):
-                tracker.log_files(self.folder)  # as they stay
+                tracker.log_files(self.folder)  # in their final form
 
     def _finish(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Writes the files and prints the closing lines."""

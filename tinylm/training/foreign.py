@@ -6,14 +6,7 @@ from tinylm.bundle import Bundle, load_bundle
 from tinylm.data.pretrained import pretrained_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_range
-from tinylm.interop import (
-    find_meta,
-    load_huggingface,
-    load_llama2c,
-    load_nanogpt,
-    read_meta,
-    read_tokenizer_bin,
-)
+from tinylm.interop import find_meta, load_huggingface, load_llama2c, load_nanogpt, read_meta, read_tokenizer_bin
 from tinylm.locate import CONVERTIBLE, find_model, is_huggingface, is_llama2c
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer, load_tokenizer

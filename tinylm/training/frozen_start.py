@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tinylm
 from tinylm.checks import require
 from tinylm.data import Batch
-from tinylm.evaluation.log_probs import token_nats
+from tinylm.evaluation.log_probs import evaluating, token_nats
 from tinylm.files import sha256_bytes, sha256_json
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
@@ -93,17 +93,6 @@ class FrozenStart(nn.Module):
 def log_probs(network: Any, batch: Batch) -> Tensor:
     """Log probability of each target under the network, in nats, and 0 where none counts: (B, T)."""
     return -token_nats(network(batch.inputs, batch.documents), batch.targets)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Switches dropout off."""
-    training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(training)
 
 
 @contextmanager

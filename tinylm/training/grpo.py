@@ -30,11 +30,10 @@ from tinylm.training.frozen_start import FrozenStart, log_probs
 from tinylm.training.objective import FIELD, per_sequence
 from tinylm.training.rewards import OPTION, named_reward, own_reward
 from tinylm.training.rollout import Prompt, completions, prompts_of
-from tinylm.training.verdicts import CREDITS, Verdict, Whole
+from tinylm.training.verdicts import CREDITS, Verdict, Whole, rewards_of
 
 VARIANTS = ("grpo", "dr_grpo")
-DISCOUNT = 0.9
-REWARDED = ("prompt", "completion", "answer")  # what a reward is a function of
+REWARDED = ("prompt", "completion", "answer")  # the arguments of a reward
 
 
 class GRPO(FrozenStart):
@@ -87,7 +86,8 @@ class GRPO(FrozenStart):
         require(blamed, f"discount: credit: {credit} has none; leave it out, or set credit to mistake")
         require(discount is None or 0 <= discount <= 1, f"discount must be from 0 to 1, got {discount}")
         self.credit = credit
-        self._credit = CREDITS[credit](group, variant == "grpo", DISCOUNT if discount is None else discount)
+        options = {} if discount is None else {"discount": discount}
+        self._credit = CREDITS[credit](group, variant == "grpo", **options)
         self.group, self.prompt_tokens, self.max_new_tokens = group, prompt_tokens, max_new_tokens
         self.beta, self.pretraining, self.variant, self._tokens = beta, pretraining, variant, 0
         part = own_reward(reward)
@@ -127,9 +127,9 @@ class GRPO(FrozenStart):
         losses = (self.beta * kl - gains).sum(1)  # (n,)
         lengths = counts.sum(1)
         divisor = lengths if self.variant == "grpo" else self.max_new_tokens or network.network.max_seq_len
-        rewards = torch.tensor([each.reward for each in verdicts], device=losses.device)
-        values = {"loss": losses / divisor, "reward": rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
-        values |= {"length": lengths, "silent": silent.repeat_interleave(self.group)}
+        values = {"loss": losses / divisor, "reward": rewards_of(verdicts, losses.device)}
+        values |= {"kl": kl.sum(1), "entropy": -ours.sum(1), "length": lengths}
+        values["silent"] = silent.repeat_interleave(self.group)
         found = per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
         if self.pretraining:
             self._tokens += batch.inputs.numel()
@@ -150,7 +150,7 @@ class GRPO(FrozenStart):
         seeds = [seed_of(row[row != IGNORE].tolist()) for row in rows.targets]
         written, verdicts = self.graded(network, prompts, seeds, Whole.judge)
         return {
-            "reward": torch.tensor([each.reward for each in verdicts], device=written.inputs.device),
+            "reward": rewards_of(verdicts, written.inputs.device),
             "length": (written.targets != IGNORE).sum(1),
             "entropy": -log_probs(network, written).sum(1),
         }

@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
-from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, ChatTemplate, Template
 from tinylm.data.division import data_ranks
@@ -33,26 +32,18 @@ from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, base_rate, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.optim.scheduler import make_scheduler
-from tinylm.plugins import Part, admit, describe
+from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
-from tinylm.training.module_options import (
-    check_losses,
-    check_options,
-    named_optimizer,
-    own_class,
-    padded,
-    plain_values,
-)
+from tinylm.training.module_options import check_losses, check_options, named_optimizer, own_class, padded, plain_values
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
-from tinylm.training.restoring import check_model, check_optimizer, check_text, enter_next_epoch, rescale_progress
+from tinylm.training.restoring import accept, checkpoint_entries, frozen_parameters
 from tinylm.training.rows import number_rows
 from tinylm.training.seeding import seed_micro_batch
-from tinylm.training.sharding import ShardedStrategy
+from tinylm.training.sharding import shard_weights
 from tinylm.training.start import Start
-from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize
 
 
 class LitTransformerLM(pl.LightningModule):
@@ -204,31 +195,8 @@ class LitTransformerLM(pl.LightningModule):
         """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
-        has_weights = isinstance(self.objective, nn.Module) and next(self.objective.parameters(), None) is not None
-        require(not has_weights, "model.objective: has weights, which this strategy does not shard; take ddp")
         self._changed = self.changed
-        assert self.device_mesh is not None
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            ours = isinstance(self.trainer.strategy, ShardedStrategy)
-            require(ours, f"{NAME}: needs tinylm.training.ShardedStrategy")
-            self.check_tensor_parallel(self.device_mesh["tensor_parallel"].size())
-            parallelize(self.net, self.device_mesh["tensor_parallel"])
-        for part in (*self.net.blocks, self.net):
-            fully_shard(part, mesh=self.device_mesh["data_parallel"])
-
-    def check_tensor_parallel(self, size: int) -> None:
-        """Refuses options that `size` devices which share every layer cannot train with."""
-        others = {
-            "objective": self.objective,
-            "lora": self.lora,
-            "compile": self._compiled,
-            "loss_rows": self.net.loss_rows,
-        }
-        for name, value in others.items():
-            require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
-        changed = self.changed or unknown_part(self.net, hooks=False)
-        require(changed is None, f"{NAME}: this network is not the standard one: {changed}")
-        check_sizes(self.network, size)
+        shard_weights(self)
 
     # --- training
 
@@ -415,17 +383,9 @@ class LitTransformerLM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
         self.settle()
-        for name in self._frozen_objective():
+        for name in frozen_parameters(self.objective):
             del checkpoint["state_dict"][name]
-        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
-        checkpoint["tinylm_plugins"] = describe(self.all_plugins)
-        checkpoint["tinylm_reference"] = getattr(self.objective, "fingerprint", "")
-        checkpoint["tinylm_data"] = {
-            "fingerprint": self._datamodule.fingerprint,
-            "sources": self._datamodule.fingerprints,
-            "order": self._datamodule.order.version,
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-        }
+        checkpoint.update(checkpoint_entries(self, self._datamodule))
 
     @property
     def all_plugins(self) -> list[Part]:
@@ -440,32 +400,10 @@ class LitTransformerLM(pl.LightningModule):
         return self._changed
 
     @property
-    def _adapters(self) -> dict[str, float]:
+    def adapters(self) -> dict[str, float]:
+        """The scale of each LoRA adapter, by name."""
         return {} if self.lora is None else {"default": self.lora.alpha / self.lora.rank}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture, tokenizer or kind of optimizer before any weight is loaded."""
-        entry = checkpoint.get("tinylm")
-        if entry is None:
-            raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
-        if frozen := self._frozen_objective():
-            checkpoint["state_dict"].update(frozen)
-        trains = self.trainer.state.fn == "fit"
-        check_text(checkpoint, self._datamodule, self.resumes, trains)
-        check_model(entry, self.network, self.tokenizer, self._adapters, self.changed)
-        if trains:
-            check_optimizer(checkpoint["hyper_parameters"], dict(self.hparams), self.schedule)
-            same = checkpoint.get("tinylm_reference") in (None, getattr(self.objective, "fingerprint", ""))
-            remedy = "restore it, or begin a new run with model.init_from"
-            require(same or not self.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
-            admit(self.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
-            rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
-            if checkpoint["global_step"] < self._datamodule.total_steps:
-                enter_next_epoch(checkpoint)
-
-    def _frozen_objective(self) -> dict[str, Tensor]:
-        """The parameters of the objective that checkpoints leave out, by their names there."""
-        module = self.objective if isinstance(self.objective, nn.Module) else nn.Module()
-        named = module.state_dict(keep_vars=True).items()  # tied weights under all of their names
-        frozen = {name: each for name, each in named if isinstance(each, nn.Parameter) and not each.requires_grad}
-        return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
+        accept(checkpoint, self, self._datamodule)

@@ -13,17 +13,36 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from tinylm.adapt import trainable_share
 from tinylm.console import device_problem
+from tinylm.data.division import data_ranks
 from tinylm.data.run_data import RunData
 from tinylm.data.trainer_settings import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
+from tinylm.training.frozen_start import FrozenStart
 from tinylm.training.memory import allocator_bytes, fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.tensor_parallel import check_tensor_parallel
 
-NEAR = 0.8  # share of the memory from which a step, with what its allocator reserves, is remarked on
-BEYOND = 1.1  # share of the memory from which its tensors alone are refused
+NEAR = 0.8  # share of the memory; a step that takes more, with its allocator's reserve, gets a notice
+BEYOND = 1.1  # share of the memory; a step whose tensors alone take more is refused
+
+
+def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
+    """Checks a run of `fit` whose data are set up, before other processes start.
+
+    Raises:
+        ConfigError: if a callback, the strategy or the memory of a step does not fit the run.
+    """
+    check_monitors(trainer, module, data)
+    check_averaging(trainer)
+    if (size := getattr(trainer.strategy, "group_size", 1)) > 1:
+        check_tensor_parallel(module, size)
+    if isinstance(module.objective, FrozenStart):
+        module.objective.check_strategy(trainer.strategy)
+    if rows := data.micro_batch_size or data.batch_size // data_ranks(trainer)[0]:
+        check_memory(trainer, module, rows, data.content.sequence_length)
 
 
 # --- options of the Trainer
@@ -125,8 +144,8 @@ def check_monitors(trainer: Any, module: Any, data: RunData) -> None:
     """Refuses a callback that monitors a metric which no validation measures, such as a column of metrics.csv.
 
     Raises:
-        ConfigError: naming the callback and the metrics. Not if a class of someone else's may log more, unless there is
-            no validation at all.
+        ConfigError: naming the callback and the metrics. With classes from elsewhere, which may log other metrics, only
+            if there is no validation at all.
     """
     check_validated(trainer)
     known = [f"val/{name}" for name in ("loss", "perplexity", "bpb", "accuracy")]

@@ -10,10 +10,10 @@ IGNORED = (
     ".*when logging on epoch level in distributed.*",  # metrics are summed
     ".*from an ambiguous collection.*",  # a Batch has its size found right
     ".*smaller than the logging interval.*",  # MetricsLog counts steps
-    ".*`srun` command is available.*",  # on a login node it is not meant
+    ".*`srun` command is available.*",  # harmless on a login node
     ".*in eval mode at the start of training.*",  # a teacher in an objective
     ".*LeafSpec.*",
-    ".*WeightAveraging callback with a model that overrides.*",  # nor shards
+    ".*WeightAveraging callback with a model that overrides.*",  # only sharding overrides it
 )
 
 

@@ -1,4 +1,4 @@
-"""Watch: the connections between ranks, and the thread that finds out which rank is missing, dead or stalled.
+"""Watch: the connections between ranks, and the thread that finds a missing, dead or stalled rank.
 
 A closed connection means a dead rank; a silent one, a stopped process or a broken network. A rank that makes no
 progress while the others have moved on is the one that they wait for.
@@ -35,7 +35,7 @@ _watches = itertools.count()  # of this process; all ranks count alike
 
 
 def _identity() -> dict[str, Any]:
-    """Host and process id; `space` is equal where the process id means the same process."""
+    """Host and process id; equal values of `space` mean that the process ids are of one machine or container."""
     host = space = socket.gethostname()
     with contextlib.suppress(OSError):  # not Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
@@ -278,7 +278,9 @@ class Watch:
         alone = rank != told_by  # a rank that tells of itself can end itself, too
         speaks = self.local_rank == 0 or (rank == 0 and self.rank == 1 and alone)
         if speaks and not (failed and here):
-            print(f"tinylm: error: {what}; fit --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
+            print(
+                f"tinylm: error: {what}; fit --resume continues from the last checkpoint", file=sys.stderr, flush=True
+            )
         if stalled and here and alone and identity["pid"] != ours["pid"]:
             time.sleep(0 if speaks else self.interval)  # or the rank that speaks would take it for dead
             with contextlib.suppress(OSError):

@@ -72,7 +72,7 @@ class RankWatch(Callback):
         if self.watch is not None:
             self.watch.activity += 1
 
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _work  # not equally many on all ranks
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _work  # their number differs between ranks
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tells the others; after a failed collective it waits until it is known which rank is lost."""

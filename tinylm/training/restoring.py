@@ -1,14 +1,17 @@
-"""Checks of a checkpoint before its weights are loaded, and corrections of Lightning's step counters in it."""
+"""Entries and checks of checkpoints, and corrections of Lightning's step counters in them."""
 
 from typing import Any
 
+from torch import Tensor, nn
+
+from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data.run_data import RunData
 from tinylm.errors import ConfigError, notice
 from tinylm.model import ModelConfig
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.scheduler import is_scheduler
-from tinylm.plugins import Part
+from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.earlier import CONFIG, text_seed_remedy
 
@@ -16,6 +19,54 @@ OTHER_ORDER = (
     "the order of training windows has changed since this run began: from here on it reads other "
     "windows than the version that wrote the checkpoint would have"
 )
+
+
+def checkpoint_entries(module: Any, data: RunData) -> dict[str, Any]:
+    """The entries of a LitTransformerLM's checkpoint that `tinylm.load` and a resumed run read."""
+    return {
+        "tinylm": checkpoint_entry(module.network, module.tokenizer, module.adapters, module.changed),
+        "tinylm_plugins": describe(module.all_plugins),
+        "tinylm_reference": getattr(module.objective, "fingerprint", ""),
+        "tinylm_data": {
+            "fingerprint": data.fingerprint,
+            "sources": data.fingerprints,
+            "order": data.order.version,
+            "accumulate_grad_batches": module.trainer.accumulate_grad_batches,
+        },
+    }
+
+
+def frozen_parameters(objective: Any) -> dict[str, Tensor]:
+    """The parameters of an objective that checkpoints leave out, by their names there."""
+    module = objective if isinstance(objective, nn.Module) else nn.Module()
+    named = module.state_dict(keep_vars=True).items()  # tied weights under all of their names
+    frozen = {name: each for name, each in named if isinstance(each, nn.Parameter) and not each.requires_grad}
+    return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
+
+
+def accept(checkpoint: dict[str, Any], module: Any, data: RunData) -> None:
+    """Completes a checkpoint in place, and refuses one that a LitTransformerLM cannot continue on these data.
+
+    Raises:
+        ConfigError: for another architecture, tokenizer, kind of optimizer or, on resume, text.
+    """
+    entry, objective = checkpoint.get("tinylm"), module.objective
+    if entry is None:
+        raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
+    if frozen := frozen_parameters(objective):
+        checkpoint["state_dict"].update(frozen)
+    trains = module.trainer.state.fn == "fit"
+    check_text(checkpoint, data, module.resumes, trains)
+    check_model(entry, module.network, module.tokenizer, module.adapters, module.changed)
+    if trains:
+        check_optimizer(checkpoint["hyper_parameters"], dict(module.hparams), module.schedule)
+        same = checkpoint.get("tinylm_reference") in (None, getattr(objective, "fingerprint", ""))
+        remedy = "restore it, or begin a new run with model.init_from"
+        require(same or not module.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
+        admit(module.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
+        rescale_progress(checkpoint, module.trainer.accumulate_grad_batches)
+        if checkpoint["global_step"] < data.total_steps:
+            enter_next_epoch(checkpoint)
 
 
 # --- checks, each of which raises ConfigError

@@ -1,5 +1,6 @@
 """Prompts of a batch, and completions that a network in training writes for them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
 from tinylm.data.pair_batches import pad_rows
 from tinylm.data.template import Example
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.text import Text
-from tinylm.training.frozen_start import evaluating
+from tinylm.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):
@@ -38,24 +40,29 @@ def prompts_of(network: Any, batch: Batch, num_tokens: int = 0) -> list[Prompt]:
         batch: rows of pairs or of a text
         num_tokens: of a text: tokens of the document in the prompt; fewer if it ends before
     """
-    tokenizer, pairs = network.tokenizer, network.template is not None
-    opening, end, found = list(tokenizer.opening), tokenizer.end_of_text, []
-    for row, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-        if pairs:
-            first = max(
-                t for t, target in enumerate(targets) if target != IGNORE and (t == 0 or targets[t - 1] == IGNORE)
-            )
-            answer = [target for target in targets[first:] if target not in (IGNORE, end)]
-            found.append(
-                Prompt(row[: first + 1], tokenizer.decode(row[len(opening) : first + 1]), tokenizer.decode(answer))
-            )
-            continue
-        begin = row.index(end) + 1 if end in row else len(row)
-        ids = row[begin : begin + num_tokens]
-        ids = ids[: ids.index(end)] if end in ids else ids
-        found.append(Prompt(opening + ids, tokenizer.decode(ids)))
+    make = _prompt_of_pair if network.template is not None else partial(_prompt_of_text, num_tokens=num_tokens)
+    rows = zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)
+    found = [make(network.tokenizer, row, targets) for row, targets in rows]
     require(all(prompt.ids for prompt in found), "model.objective: prompt_tokens must be above 0 with this tokenizer")
     return found
+
+
+def _prompt_of_pair(tokenizer: Tokenizer, row: list[int], targets: list[int]) -> Prompt:
+    """The ids before the last response of a row."""
+    counts = [target != IGNORE for target in targets]
+    first = max(t for t, count in enumerate(counts) if count and (t == 0 or not counts[t - 1]))
+    answer = [target for target in targets[first:] if target not in (IGNORE, tokenizer.end_of_text)]
+    prompt = row[: first + 1]
+    return Prompt(prompt, tokenizer.decode(prompt[len(tokenizer.opening) :]), tokenizer.decode(answer))
+
+
+def _prompt_of_text(tokenizer: Tokenizer, row: list[int], targets: list[int], num_tokens: int) -> Prompt:
+    """The beginning of the first document that begins in a row."""
+    end = tokenizer.end_of_text
+    begin = row.index(end) + 1 if end in row else len(row)
+    ids = row[begin : begin + num_tokens]
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return Prompt(tokenizer.opening + ids, tokenizer.decode(ids))
 
 
 def completions(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
-from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
@@ -19,17 +19,14 @@ from tinylm.bundle import read_checkpoint
 from tinylm.checks import require
 from tinylm.files import atomic_write, make_folder, seal_zip
 from tinylm.shards import KEY, SHARDED, Shards
-from tinylm.training.tensor_parallel import NAME
+from tinylm.training.tensor_parallel import NAME, check_tensor_parallel, parallelize
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes, or groups of them."""
 
     def __init__(
-        self,
-        tensor_parallel_size: int = 1,
-        sharded_checkpoints: bool = False,
-        process_group_backend: str | None = None,
+        self, tensor_parallel_size: int = 1, sharded_checkpoints: bool = False, process_group_backend: str | None = None
     ) -> None:
         """Creates the strategy.
 
@@ -131,6 +128,24 @@ class ShardedStrategy(ModelParallelStrategy):
         )  # fmt: skip
 
 
+def shard_weights(module: Any) -> None:
+    """Shards the weights of a LitTransformerLM over the devices of its strategy, block by block.
+
+    Raises:
+        ConfigError: if the objective has weights, or the devices cannot share the layers of this network.
+    """
+    has_weights = isinstance(module.objective, nn.Module) and next(module.objective.parameters(), None) is not None
+    require(not has_weights, "model.objective: has weights, which this strategy does not shard; take ddp")
+    groups, mesh = module.device_mesh["tensor_parallel"], module.device_mesh["data_parallel"]
+    if groups.size() > 1:
+        ours = isinstance(module.trainer.strategy, ShardedStrategy)
+        require(ours, f"{NAME}: needs tinylm.training.ShardedStrategy")
+        check_tensor_parallel(module, groups.size())
+        parallelize(module.net, groups)
+    for part in (*module.net.blocks, module.net):
+        fully_shard(part, mesh=mesh)
+
+
 def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
     """A checkpoint without its sharded tensors, whose local rows are added to `parts`."""
     if isinstance(value, DTensor):
@@ -141,7 +156,7 @@ def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
     return [_split(each, parts, f"{name}/{n}") for n, each in enumerate(value)] if isinstance(value, list) else value
 
 
-def _by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def _by_name(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with the names of parameters instead of their numbers.
 
     A number is the parameter's position in the model or, in an optimizer that is not sharded, its position across the

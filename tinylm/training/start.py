@@ -83,8 +83,7 @@ class Start:
         """
         model = self.bundle.model
         require(
-            not describe_layers(model),
-            f"model.init_from: {self.path} is quantized and not trainable; use the original",
+            not describe_layers(model), f"model.init_from: {self.path} is quantized and not trainable; use the original"
         )
         require(config.vocab_size >= model.config.vocab_size, f"data.tokenizer: {self.path} {ANOTHER}")
         fields, theirs = config.to_dict(), model.config.to_dict()

@@ -21,12 +21,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 from tinylm.checks import require
+from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
 
 NAME = "tensor_parallel_size"
 
 
-class Whole(ParallelStyle):
+class Replicated(ParallelStyle):
     """Replicates the parameters of a module on every device. Its input is replicated, or divided along one axis."""
 
     def __init__(self, layout: Placement | None = None) -> None:
@@ -40,6 +41,20 @@ class Whole(ParallelStyle):
             return output.redistribute(mesh, [self.layout]).to_local()
 
         return distribute_module(module, device_mesh, None, before, after)
+
+
+def check_tensor_parallel(module: Any, size: int) -> None:
+    """Refuses a LitTransformerLM whose options or network `size` devices that share every layer cannot train.
+
+    Raises:
+        ConfigError: naming the option, the part of the network, or the field of its config.
+    """
+    others = {"objective": module.objective, "lora": module.lora, "compile": module._compiled}
+    for name, value in {**others, "loss_rows": module.net.loss_rows}.items():
+        require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
+    changed = module.changed or unknown_part(module.net, hooks=False)
+    require(changed is None, f"{NAME}: this network is not the standard one: {changed}")
+    check_sizes(module.network, size)
 
 
 def check_sizes(config: ModelConfig, size: int) -> None:
@@ -60,19 +75,15 @@ def parallelize(net: TransformerLM, mesh: DeviceMesh) -> None:
     columns, rows = ColwiseParallel(), RowwiseParallel()
     inner = {f"attention.{name}": columns for name in ("query", "key", "value")}
     inner |= {"feedforward.gate": columns, "feedforward.input": columns}
-    inner |= {
-        "attention.output": rows,
-        "feedforward.output": rows,
-        "attention_norm": Whole(),
-        "feedforward_norm": Whole(),
-    }
-    inner |= {f"attention.{name}": Whole(Shard(2)) for name in ("query_norm", "key_norm")}  # (B, T, heads, E)
+    inner |= {"attention.output": rows, "feedforward.output": rows}
+    inner |= {"attention_norm": Replicated(), "feedforward_norm": Replicated()}
+    inner |= {f"attention.{name}": Replicated(Shard(2)) for name in ("query_norm", "key_norm")}  # (B, T, heads, E)
     inner |= {"attention": _shared_input(4), "feedforward": _shared_input(1)}
     for block in net.blocks:
         _apply(block, mesh, inner)
     embedding = RowwiseParallel(input_layouts=Replicate())
     head = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)  # the loss reads its share of the logits
-    _apply(net, mesh, {"embedding": embedding, "head": head, "positions": Whole(), "final_norm": Whole()})
+    _apply(net, mesh, {"embedding": embedding, "head": head, "positions": Replicated(), "final_norm": Replicated()})
     if net.config.tie_embeddings:
         net.head.weight = net.embedding.weight
     net.register_forward_hook(_whole_output)

@@ -1,4 +1,4 @@
-"""The three credits of GRPO: each judges completions, and says what is maximized at each of their tokens."""
+"""The three credits of GRPO: each judges completions and defines the quantity that is maximized at each token."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,12 @@ class Verdict(NamedTuple):
     possible: Sequence[Sequence[int]] = ()
 
 
-Verdicts = Sequence[Verdict]  # of the completions of a batch, those of a group behind each other
+Verdicts = Sequence[Verdict]  # of the completions of a batch; those of a group follow each other
+
+
+def rewards_of(verdicts: Verdicts, device: torch.device) -> Tensor:
+    """The rewards of completions, (n,)."""
+    return torch.tensor([each.reward for each in verdicts], device=device)
 
 
 class Whole:
@@ -34,13 +39,12 @@ class Whole:
     Args:
         group: completions per prompt
         scaled: whether advantages are divided by their standard deviation in the group
-        discount: weight of the blame, per token back from the mistake
     """
 
-    needs = "__call__"  # the method of a reward
+    needs = "__call__"  # the method that a reward must have
 
-    def __init__(self, group: int, scaled: bool, discount: float) -> None:
-        self.group, self.scaled, self.discount = group, scaled, discount
+    def __init__(self, group: int, scaled: bool) -> None:
+        self.group, self.scaled = group, scaled
 
     @staticmethod
     def judge(reward: Any, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
@@ -55,7 +59,7 @@ class Whole:
             verdicts: of each completion
             counts: which tokens belong to the completions, bool (n, T)
         """
-        rewards = torch.tensor([[each.reward] for each in verdicts], device=counts.device)
+        rewards = rewards_of(verdicts, counts.device)[:, None]
         return rewards, torch.ones_like(rewards, dtype=torch.bool)
 
     def gains(self, verdicts: Verdicts, counts: Tensor, logits: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,9 +76,19 @@ class Whole:
 
 
 class Mistake(Whole):
-    """Credit `mistake`: a reward that names the place of the mistake counts for the tokens up to it."""
+    """Credit `mistake`: a reward that names the place of the mistake counts for the tokens up to it.
+
+    Args:
+        group: completions per prompt
+        scaled: whether advantages are divided by their standard deviation in the group
+        discount: weight of the blame, per token back from the mistake
+    """
 
     needs = "mistake"
+
+    def __init__(self, group: int, scaled: bool, discount: float = 0.9) -> None:
+        super().__init__(group, scaled)
+        self.discount = discount
 
     @staticmethod
     def judge(reward: Any, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
@@ -91,13 +105,13 @@ class Mistake(Whole):
 
 
 class Expected(Whole):
-    """Credit `expected`: all possible tokens, which the reward knows, teach each place up to the mistake."""
+    """Credit `expected`: each place up to the mistake learns from all tokens that the reward calls possible there."""
 
     needs = "possible_tokens"
 
     @staticmethod
     def judge(reward: Any, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
-        """Judges a completion; one without a mistake ends, and each of its tokens is possible."""
+        """Judges a completion: right if each of its tokens, up to the one that ends the text, is possible."""
         ended = text.finished == "end"
         ids = [*text.ids, tokenizer.end_of_text] if ended else text.ids
         possible = reward.possible_tokens(prompt.text, ids, tokenizer)

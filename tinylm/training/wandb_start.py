@@ -67,7 +67,7 @@ def group_name(config: dict[str, Any]) -> str:
         words.append(Path(str(corpus)).stem if isinstance(corpus, str) else "mixture")
     if "model.network.d_model" in flat:
         words.append(f"{flat.get('model.network.num_layers')}x{flat['model.network.d_model']}")
-    words += [str(flat[f"model.optimizer.{name}"]) for name in ("name",) if f"model.optimizer.{name}" in flat]
+    words += [str(flat["model.optimizer.name"])] if "model.optimizer.name" in flat else []
     words += [f"lr{flat['model.optimizer.lr']}"] if "model.optimizer.lr" in flat else []
     return "-".join([*words, sha256_json(settings_of(config))[:6]])
 

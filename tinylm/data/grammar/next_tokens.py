@@ -1,4 +1,4 @@
-"""The tokens with which a text can go on, so that a grammar can still generate it."""
+"""The tokens that can follow a text of a grammar: with any of them the grammar can still generate the whole."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,21 +13,21 @@ class Place:
     """A boundary of words in a text.
 
     Attributes:
-        words: the possible next words, with the states of the grammar behind each; `b""` if the text can end here
-        beginnings: all beginnings of these words
+        words: the possible next words, with the states of the grammar after each; `b""` if the text can end here
+        beginnings: all prefixes of these words
     """
 
     def __init__(self, grammar: Grammar, states: list[Any]) -> None:
         self._grammar = grammar
         self.words = {word.encode(): after for word, after in grammar.next_words(states).items()}
         self.beginnings = {word[:length] for word in self.words for length in range(len(word) + 1)}
-        self._behind: dict[bytes, Place] = {}
+        self._after: dict[bytes, Place] = {}
 
-    def behind(self, word: bytes) -> "Place | None":
-        """The boundary behind a possible word; None if there is no such word."""
-        if word and word in self.words and word not in self._behind:
-            self._behind[word] = Place(self._grammar, self.words[word])
-        return self._behind.get(word)
+    def after(self, word: bytes) -> "Place | None":
+        """The boundary after a possible word; None if there is no such word."""
+        if word and word in self.words and word not in self._after:
+            self._after[word] = Place(self._grammar, self.words[word])
+        return self._after.get(word)
 
 
 class NextTokens:
@@ -73,24 +73,24 @@ class NextTokens:
         return found
 
     def _read(self, position: tuple[Place, bytes], written: bytes) -> tuple[Place, bytes] | None:
-        """The last boundary, and what has been read of the word behind it, after more bytes; None if impossible."""
+        """The last boundary and the part of the next word read so far, after more bytes; None if impossible."""
         place, word = position
         for byte in written:
             longer = word + bytes([byte])
             if longer not in place.beginnings:  # the word must end here
-                behind, longer = place.behind(word), bytes([byte])
-                if behind is None or longer not in behind.beginnings:
+                following, longer = place.after(word), bytes([byte])
+                if following is None or longer not in following.beginnings:
                     return None
-                place = behind
+                place = following
             word = longer
         return place, word
 
     def _possible(self, place: Place, word: bytes) -> list[int]:
-        """The ids that are possible behind a part of a word."""
+        """The ids that are possible after a part of a word."""
         found = self._continuing(place, word)
         boundary = place
         if word:
-            boundary = place.behind(word)
+            boundary = place.after(word)
             found += self._continuing(boundary, b"") if boundary else []
         if boundary and b"" in boundary.words:
             found.append(self.end)

@@ -86,7 +86,7 @@ class Grammar(GenerativeRules):
         states: list[Any] = [(0, ((Draw(self.start),), 0, None), {}, None, 0.0)]
         while states:
             at, todo, variables, trail, log_prob = states.pop()
-            while todo is not None and todo[1] == len(todo[0]):  # the alternative is matched: continue behind it
+            while todo is not None and todo[1] == len(todo[0]):  # the alternative is matched: continue after it
                 todo = todo[2]
             if todo is None:
                 if at == len(text):

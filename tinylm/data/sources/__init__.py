@@ -1,4 +1,4 @@
-"""Sources: the files of a corpus, local or behind a URL, compressed or not, as bytes."""
+"""Sources: the files of a corpus, local or at a URL, compressed or not, as bytes."""
 
 from tinylm.data.sources.find import find_sources
 from tinylm.data.sources.globs import RECORDS, TEXTS

@@ -27,8 +27,8 @@ def find_sources(
     """The files of a path, glob, folder or URL, sorted by name; an empty list if there are none.
 
     A folder is read with all folders below it: its texts and records, recognized by their suffixes, or what `include`
-    names. Hidden files and folders are left out. A single file behind HTTP is downloaded to the cache once; all else
-    behind a URL is streamed.
+    names. Hidden files and folders are left out. A single file at an HTTP address is downloaded to the cache once; all
+    else at a URL is streamed.
 
     Args:
         pattern: what `data.corpus` names

@@ -1,4 +1,4 @@
-"""A file behind a URL: HTTP by the standard library, object stores by fsspec's file systems."""
+"""A file at a URL: HTTP by the standard library, object stores by fsspec's file systems."""
 
 import asyncio
 import atexit
@@ -49,7 +49,7 @@ TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "creat
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL."""
+    """A file at a URL."""
 
     url: str
 

@@ -1,4 +1,4 @@
-"""Source: a file of a corpus, local or behind a URL, compressed or not, as bytes.
+"""Source: a file of a corpus, local or at a URL, compressed or not, as bytes.
 
 The contents of a file (a text, JSON records, a table) are not known here.
 """

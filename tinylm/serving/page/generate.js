@@ -130,7 +130,7 @@ function inspect(i, node) {
     el("h2", {}, el("code", {}, label(token)), token.id === null ? "" : el("small", {}, ` id ${token.id}`)),
     likelihood(token),
     bars(considered(token), chosen, (each) => branch(record, i, each)),
-    el("p", { className: "hint" }, "Choose one, and the text goes on from there."));
+    el("p", { className: "hint" }, "Choose one, and the text continues from there."));
 }
 
 function branch(record, i, alternative) {

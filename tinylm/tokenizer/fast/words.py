@@ -9,8 +9,9 @@ seven bytes. The number of the prefix and the number of the next piece form the 
 Two words therefore have the same number if and only if they have the same bytes. Hash collisions cannot confuse them.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -19,14 +20,29 @@ from tinylm.tokenizer.fast.arrays import KeyTable, Ragged, slices
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 
+Word = TypeVar("Word", str, bytes)
 Speller = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], object]
 PIECE = 7  # bytes
 MAX_KNOWN = 1 << 19  # words and pieces; larger tables are cleared where possible
 TOGETHER = 1 << 15  # words counted at once, which takes about a megabyte
+MAX_REMEMBERED = 1 << 18  # words of short texts
 SPELLED = 8 * PIECE  # bytes; longer words are rare, and a Python dict numbers them
 _LENGTHS = np.arange(PIECE + 1, dtype=np.uint64) << np.uint64(56)
 _MASKS = (np.uint64(1) << np.arange(PIECE + 1, dtype=np.uint64) * np.uint64(8)) - np.uint64(1)
 _PAIR, _LONG = np.uint64(1 << 63), np.uint64(1 << 62)  # mark keys of prefix-piece pairs and of long words
+
+
+def looked_up(words: Sequence[Word], known: dict[Word, list[int]], encode: Callable[[Word], list[int]]) -> list[int]:
+    """The ids of the words of a short text, joined. Each distinct word is encoded once, and remembered in `known`."""
+    try:
+        return [*chain.from_iterable(map(known.__getitem__, words))]
+    except KeyError:
+        if len(known) > MAX_REMEMBERED:
+            known.clear()
+        for word in words:
+            if word not in known:
+                known[word] = encode(word)
+        return [*chain.from_iterable(map(known.__getitem__, words))]
 
 
 class WordTable:

@@ -137,21 +137,21 @@ def read_decoder(decoder: Any) -> bool:
 def read_template(post_processor: Any) -> tuple[int | None, int | None]:
     """The ids that a post_processor puts before and after every text, each or None."""
     before: list[Any] = []
-    behind: list[Any] = []
+    after: list[Any] = []
     for step in flat(post_processor, "processors"):
         match step:
             case {"type": "ByteLevel"}:
                 pass
             case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(), first], "sep": [str(), last]}:
-                before, behind = [first, *before], [*behind, last]
+                before, after = [first, *before], [*after, last]
             case {"type": "TemplateProcessing", "single": list(parts), **more}:
                 first, last = _around(parts, more.get("special_tokens"))
-                before, behind = first + before, behind + last
+                before, after = first + before, after + last
             case _:
                 raise unknown("post_processor", post_processor)
-    if len(before) > 1 or len(behind) > 1 or any(type(each) is not int for each in before + behind):
+    if len(before) > 1 or len(after) > 1 or any(type(each) is not int for each in before + after):
         raise unknown("post_processor", post_processor)
-    return before[0] if before else None, behind[0] if behind else None
+    return before[0] if before else None, after[0] if after else None
 
 
 def _around(parts: list[Any], tokens: Any) -> tuple[list[Any], list[Any]]:

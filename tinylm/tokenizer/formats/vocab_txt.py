@@ -106,12 +106,7 @@ def _berts_template(first: str, last: str, found: Mapping[str, int]) -> dict[str
     text, other = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
     tokens = {name: {"id": name, "ids": [found[name]], "tokens": [name]} for name in (first, last)}
     single = [begin, text, end]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, other, second],
-        "special_tokens": tokens,
-    }
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, other, second], "special_tokens": tokens}
 
 
 def check_settings(settings: Mapping[str, Any], normalizer: Any) -> None:

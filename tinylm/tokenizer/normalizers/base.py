@@ -22,10 +22,14 @@ class Normalizer(ABC):
 
     Attributes:
         kind: its name in files
+        most_per_byte: the most bytes that one byte of a text can become
+        drops_first_spaces: whether all spaces at the beginning of a text are dropped
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Normalizer"]]] = {}
+    most_per_byte: int = 3  # of NFC
+    drops_first_spaces: bool = False
 
     def __init_subclass__(cls) -> None:
         cls.kinds[cls.kind] = cls

@@ -122,7 +122,7 @@ class Charsmap:
             self._known.clear()
         node, ends = self._trie.step(base, character)
         text = self._text(self._trie.value(node)) if ends else None
-        step = node if node != NOWHERE and self._trie.goes_on(node) else NOWHERE, text
+        step = node if node != NOWHERE and self._trie.has_children(node) else NOWHERE, text
         self._known[base, character] = step
         return step
 

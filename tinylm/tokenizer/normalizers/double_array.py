@@ -54,7 +54,7 @@ class DoubleArray:
             base = self._base(node)
         return base, bool(self._units[node] >> 8 & 1)
 
-    def goes_on(self, base: int) -> bool:
+    def has_children(self, base: int) -> bool:
         """Whether a node has children."""
         return bool(((self._array.take(base ^ LABELS, mode="clip") & (LEAF | 0xFF)) == LABELS).any())
 

@@ -31,9 +31,6 @@ class SentencePieceNormalizer(Normalizer):
         treat_whitespace_as_suffix: whether the space is put after a text instead
         symbols: user-defined symbols
 
-    Attributes:
-        most_per_byte: the most bytes that one byte of a text can become
-
     Raises:
         ConfigError: if the table is damaged, or a replacement or symbol has two spaces though extra ones are removed.
     """
@@ -63,6 +60,7 @@ class SentencePieceNormalizer(Normalizer):
         self._symbols = re.compile(f"(?={first})(?=({'|'.join(map(re.escape, longest))}))") if longest else None
         self._spaced = any({" ", SPACE} & {*name[1:]} for name in longest)
         self.most_per_byte = min(max([4, *(len(utf8(each)) + 1 for each in written)]), 4 * LONGEST)
+        self.drops_first_spaces = remove_extra_whitespaces
         self._space = SPACE if escape_whitespaces else " "
 
     @property

@@ -258,15 +258,12 @@ class Rewriting(Normalizer):
     Args:
         steps: the normalizers as in the file, without enclosing sequences
 
-    Attributes:
-        most_per_byte: the most bytes that one byte of a text can become; a compatibility character of 3 becomes 33
-
     Raises:
         ConfigError: for an unsupported step.
     """
 
     kind = "rewriting"
-    most_per_byte = 12
+    most_per_byte = 12  # a compatibility character of 3 bytes becomes 33
 
     def __init__(self, steps: Sequence[dict[str, Any]]) -> None:
         self.steps = list(steps)
