@@ -19,7 +19,7 @@ SHARDED = ["-c", "fsdp", "--trainer.strategy.init_args.sharded_checkpoints", "tr
 def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(tiny_yaml, tmp_path):
     """Muon, which has AdamW for a part of the parameters."""
     common = ["-c", str(tiny_yaml), "--model.optimizer.name", "muon", "--model.network.dropout", "0"]
-    common += ["--model.network.mup_base_width", "8"]
+    common += ["--model.network.mup_base_width", "8", "--model.optimizer.neuron_beta", "0.9"]
     common += ["--data.batch_size", "12", "--data.micro_batch_size", "2"]
     common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
 
@@ -53,7 +53,7 @@ def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(ti
 def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generates(tiny_yaml, tmp_path):
     """Muon in float32; each layout goes on where the other stopped, with the losses of a run on one process."""
     common = ["-c", str(tiny_yaml), "--model.optimizer.name", "muon", "--model.network.dropout", "0"]
-    common += ["--model.network.mup_base_width", "8"]
+    common += ["--model.network.mup_base_width", "8", "--model.optimizer.neuron_beta", "0.9"]
     common += ["--model.network.num_kv_heads", "2"]
     common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
 

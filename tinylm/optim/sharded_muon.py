@@ -40,19 +40,20 @@ class ShardedMuon(Muon):
         return momenta
 
     def _evened(self, updates: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-        """Changes the shards in place. Every process has the running means of all rows, one number each."""
+        """Changes the shards in place. The running means are divided among the processes as the rows are."""
         squares = []
         for update in updates:
             sums = update.square().sum(-1, keepdim=True)
             assert isinstance(sums, DTensor)
-            squares.append(sums.redistribute(placements=[Replicate()] * sums.device_mesh.ndim))
+            whole = [Replicate() if each.is_partial() else each for each in sums.placements]  # over divided columns
+            squares.append(sums.redistribute(placements=whole))
         means = self._neuron_means(parameters, squares)
         for update, *sums in zip(updates, squares, means, strict=True):
-            factors = row_factors(*sums)
-            assert isinstance(update, DTensor) and isinstance(factors, DTensor)
+            assert isinstance(update, DTensor)
+            factors = row_factors(*(whole_tensor(each) for each in sums))
             _, rank = processes(update)
             rows, _ = shard_boxes(update)[rank]
-            update.to_local().mul_(factors.to_local()[rows])
+            update.to_local().mul_(factors[rows])
         return updates
 
     def _orthogonalize_alike(self, momenta: list[DTensor]) -> None:
@@ -90,6 +91,12 @@ def _exchange(sent: Tensor, sizes: list[int], others: list[int], group: Any) -> 
     received = sent.new_empty(sum(others))
     dist.all_to_all_single(received, sent, others, sizes, group=group)
     return received
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor of all its shards."""
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
 
 
 def processes(tensor: DTensor) -> tuple[Any, int]:
