@@ -25,7 +25,7 @@ class OptimizerConfig:
     name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     """adamw, adam, sgd, or muon: Muon for the matrices of the blocks, AdamW for the rest."""
     lr: float = 1e-3
-    """Learning rate after warmup, the same for Muon and AdamW."""
+    """Learning rate after warmup, for Muon and AdamW."""
     weight_decay: float = 0.1
     """Weight decay of matrices and embeddings; in adam and sgd an L2 penalty."""
     betas: tuple[float, float] = (0.9, 0.95)
