@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+TINY = 1e-12  # so that a neuron that never had a gradient keeps its zeros
+
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Moves all singular values of each matrix close to 1 (0.7 to 1.2) and keeps its singular vectors.
@@ -38,21 +40,32 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
 
-def row_factors(squares: Tensor, means: Tensor) -> Tensor:
+def row_factors(means: Tensor, norms: Tensor) -> Tensor:
     """NorMuon (Li et al. 2025) divides each row of a matrix, a neuron, by the root of the mean square of its updates.
 
     The matrix keeps its norm, so a common factor of the means, as from their start at zero, does not matter.
 
     Args:
-        squares: sums of the squares of each row of an update, (..., rows, 1)
-        means: running means of `squares`, (..., rows, 1)
+        means: running means of the squared norms of the rows, (..., rows, 1)
+        norms: `norm_ratios` of the matrices, (..., 1, 1)
 
     Returns:
         the factors of the rows, (..., rows, 1)
     """
-    means = means + 1e-12  # a neuron that never had a gradient keeps its zeros
-    norms = squares.sum(-2, keepdim=True) / ((squares / means).sum(-2, keepdim=True) + 1e-12)
-    return (norms / means).sqrt()
+    return (norms / (means + TINY)).sqrt()
+
+
+def norm_ratios(squares: Tensor, means: Tensor) -> Tensor:
+    """The squared norm of each matrix over that of the matrix with divided rows.
+
+    Args:
+        squares: squared norms of the rows, (..., rows, 1)
+        means: their running means, (..., rows, 1)
+
+    Returns:
+        (..., 1, 1)
+    """
+    return squares.sum(-2, keepdim=True) / ((squares / (means + TINY)).sum(-2, keepdim=True) + TINY)
 
 
 def iteration_type(matrices: Tensor) -> torch.dtype:
@@ -127,8 +140,8 @@ class Muon(torch.optim.Optimizer):
         """Multiplies the updates, of one shape, by their `row_factors`."""
         stack = torch.stack(updates)
         squares = stack.square().sum(-1, keepdim=True)
-        means = self._neuron_means(parameters, list(squares))
-        return list(stack * row_factors(squares, torch.stack(means)))
+        means = torch.stack(self._neuron_means(parameters, list(squares)))
+        return list(stack * row_factors(means, norm_ratios(squares, means)))
 
     def _neuron_means(self, parameters: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
         """The running means of the rows' squares, after these."""

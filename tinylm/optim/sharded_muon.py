@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from tinylm.optim.muon import Muon, row_factors
+from tinylm.optim.muon import Muon, norm_ratios, row_factors
 
 Box = tuple[slice, slice]
 
@@ -48,19 +48,18 @@ class ShardedMuon(Muon):
             whole = [Replicate() if each.is_partial() else each for each in sums.placements]  # over divided columns
             squares.append(sums.redistribute(placements=whole))
         means = self._neuron_means(parameters, squares)
-        for update, *sums in zip(updates, squares, means, strict=True):
-            assert isinstance(update, DTensor)
-            factors = row_factors(*(whole_tensor(each) for each in sums))
-            _, rank = processes(update)
-            rows, _ = shard_boxes(update)[rank]
-            update.to_local().mul_(factors[rows])
+        for update, square, mean in zip(updates, squares, means, strict=True):
+            norms = norm_ratios(square, mean)
+            assert isinstance(update, DTensor) and isinstance(mean, DTensor) and isinstance(norms, DTensor)
+            update.to_local().mul_(row_factors(mean.to_local(), norms.full_tensor()))
         return updates
 
     def _orthogonalize_alike(self, momenta: list[DTensor]) -> None:
         """Orthogonalizes matrices of one shape and one sharding, in place."""
         first, parts = momenta[0], [each.to_local() for each in momenta]
-        group, rank = processes(first)
-        boxes = shard_boxes(first)
+        mesh = first.device_mesh
+        group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
+        boxes, rank = shard_boxes(first), dist.get_rank(group)
         owned = self._divided(len(momenta), first.shape, len(boxes))
         order = [number for numbers in owned for number in numbers]  # the matrices by their owners
         sizes = [math.prod(part.stop - part.start for part in box) for box in boxes]
@@ -91,19 +90,6 @@ def _exchange(sent: Tensor, sizes: list[int], others: list[int], group: Any) -> 
     received = sent.new_empty(sum(others))
     dist.all_to_all_single(received, sent, others, sizes, group=group)
     return received
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of all its shards."""
-    assert isinstance(tensor, DTensor)
-    return tensor.full_tensor()
-
-
-def processes(tensor: DTensor) -> tuple[Any, int]:
-    """The group of processes that share a tensor, and the number of this one."""
-    mesh = tensor.device_mesh
-    group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
-    return group, dist.get_rank(group)
 
 
 def shard_boxes(tensor: DTensor) -> list[Box]:
