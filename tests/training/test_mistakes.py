@@ -24,9 +24,10 @@ from tinylm.commands import run_command
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
 from tinylm.safe_yaml import read_yaml
-from tinylm.training import LitTransformerLM, preflight, remarks
+from tinylm.training import LitTransformerLM, memory_check, preflight, remarks
 from tinylm.training.memory import allocator_bytes
-from tinylm.training.preflight import check_devices, control_group_limits
+from tinylm.training.memory_check import control_group_limits
+from tinylm.training.preflight import check_devices
 
 # --- config files
 
@@ -544,8 +545,8 @@ def test_a_batch_larger_than_the_training_text_is_refused(tiny_yaml, tmp_path, m
 
 def test_a_step_that_does_not_fit_is_said_before_the_first(cli, tiny_yaml, monkeypatch):
     known = {}
-    monkeypatch.setattr(preflight, "device_memory", lambda device: 10**9)
-    monkeypatch.setattr(preflight, "step_bytes", lambda *given: known["need"])
+    monkeypatch.setattr(memory_check, "device_memory", lambda device: 10**9)
+    monkeypatch.setattr(memory_check, "step_bytes", lambda *_, **__: known["need"])
     for need, code, line in [
         (0.5e9, 0, None),
         (1.0e9, 0, "a step takes about 1.5 GB, and this machine has 1.0 GB; if it does not fit, set data.micro_batch_size below 4"),
@@ -556,6 +557,23 @@ def test_a_step_that_does_not_fit_is_said_before_the_first(cli, tiny_yaml, monke
         assert result.code == code, result.err
         line = line and line.replace("DATA", f"{tiny_yaml}: data")  # where it is given
         assert (f"tinylm: {line}\n" in result.err) if line else ("a step takes" not in result.err)
+
+
+def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted(tiny_yaml, monkeypatch):
+    module = LitTransformerLM(ModelConfig(d_model=64, num_layers=2, num_heads=2, max_seq_len=64, vocab_size=128))
+    gradients = sum(parameter.nbytes for parameter in module.parameters())  # in float32, as the weights
+
+    def peak(**options: bool) -> int:
+        return memory_check.step_bytes(module, "32-true", 32, 64, there=10**6, **options)
+
+    assert peak(accumulates=True) - peak() == gradients  # at the beginning of the backward pass
+    assert peak(summed=True) - peak() == gradients
+    given = []
+    monkeypatch.setattr(memory_check, "step_bytes", lambda *_, **options: given.append(options) or 0)
+    whole = ["--data.micro_batch_size", "null"]
+    for words in (whole, ["--data.micro_batch_size", "2"], [*whole, "--trainer.strategy", "ddp"]):
+        assert run_command("fit", ["-c", str(tiny_yaml), "--trainer.max_steps", "1", *words]) == 0
+    assert [(each["accumulates"], each["summed"]) for each in given] == [(False, False), (True, False), (False, True)]
 
 
 def test_control_groups_limit_the_memory(tmp_path):
@@ -601,7 +619,7 @@ def measure_peak(shape: dict, out: Path) -> None:
     rows = shape.pop("rows")
     module = LitTransformerLM(ModelConfig(**shape))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tensors = preflight.step_bytes(module, "32-true", rows, module.network.max_seq_len, there=10**9)
+    tensors = memory_check.step_bytes(module, "32-true", rows, module.network.max_seq_len, there=10**9)
     optimizer = torch.optim.AdamW(module.net.parameters(), fused=True)
     ids = torch.zeros(rows, module.network.max_seq_len).long()
     for _ in range(2):  # in Lightning's order

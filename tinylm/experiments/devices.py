@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tinylm.errors import ConfigError, did_you_mean
+from tinylm.training.memory_check import device_memory
 from tinylm.training.precision import device_kind
-from tinylm.training.preflight import device_memory
 
 HERE = "this machine"
 

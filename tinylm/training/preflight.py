@@ -1,32 +1,25 @@
-"""Devices, packages, metrics and memory that a run needs, checked before its first step."""
+"""Devices, packages and metrics that a run needs, checked before its first step."""
 
 import contextlib
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from tinylm.adapt import trainable_share
 from tinylm.console import device_problem
 from tinylm.data.division import data_ranks
 from tinylm.data.run_data import RunData
 from tinylm.data.trainer_settings import NO_END
-from tinylm.errors import ConfigError, did_you_mean, notice
-from tinylm.model import ModelConfig
+from tinylm.errors import ConfigError, did_you_mean
 from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
 from tinylm.training.frozen_start import FrozenStart
-from tinylm.training.memory import allocator_bytes, fake_copy, step_memory
+from tinylm.training.memory_check import check_memory
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tensor_parallel import check_tensor_parallel
-
-NEAR = 0.8  # share of the memory; a step that takes more, with its allocator's reserve, gets a notice
-BEYOND = 1.1  # share of the memory; a step whose tensors alone take more is refused
 
 
 def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
@@ -41,8 +34,9 @@ def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
         check_tensor_parallel(module, size)
     if isinstance(module.objective, FrozenStart):
         module.objective.check_strategy(trainer.strategy)
-    if rows := data.micro_batch_size or data.batch_size // data_ranks(trainer)[0]:
-        check_memory(trainer, module, rows, data.content.sequence_length)
+    share = data.batch_size // data_ranks(trainer)[0]
+    if rows := data.micro_batch_size or share:
+        check_memory(trainer, module, rows, data.content.sequence_length, accumulates=rows < share)
 
 
 # --- options of the Trainer
@@ -180,106 +174,3 @@ def check_averaging(trainer: Any) -> None:
             )
         if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
             raise ConfigError(f"trainer.callbacks: {name} cannot average sharded weights; leave it out, or take ddp")
-
-
-# --- memory
-
-
-def check_memory(trainer: Any, module: LitTransformerLM, rows: int, context: int) -> None:
-    """Estimates the memory of a step, and remarks on an estimate near what there is.
-
-    Args:
-        trainer: the trainer
-        module: the module, not yet on its device
-        rows: sequences of a micro-batch
-        context: tokens of a sequence
-
-    Raises:
-        ConfigError: if the tensors of the step do not fit.
-    """
-    device = trainer.strategy.root_device
-    there = device_memory(device)
-    if there is None or isinstance(trainer.strategy, ModelParallelStrategy):  # shards the weights
-        return
-    on_cpu = device.type == "cpu"
-    processes = trainer.world_size // trainer.num_nodes if on_cpu else 1
-    tensors = processes * step_bytes(module, str(trainer.precision), rows, context, there)
-    need = tensors + allocator_bytes(tensors, on_cpu=on_cpu, recomputed=module.network.activation_checkpointing)
-    if need < NEAR * there:
-        return
-    figures = f"a step takes about {need / 1e9:,.1f} GB, and {_place(device)} has {there / 1e9:,.1f} GB"
-    remedy = f"set data.micro_batch_size below {rows}" if rows > 1 else "lower model.network.max_seq_len or d_model"
-    if tensors > BEYOND * there:
-        raise ConfigError(f"data.batch_size: {figures}; {remedy}")
-    notice(f"{figures}; if it does not fit, {remedy}")
-
-
-def _place(device: torch.device) -> str:
-    return "this machine" if device.type == "cpu" else f"the device {device}"
-
-
-def device_memory(device: torch.device) -> int | None:
-    """Memory of a device in bytes, or of this machine as far as its control groups allow; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    try:
-        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *control_group_limits()])
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
-
-
-def control_group_limits(root: Path = Path("/")) -> list[int]:
-    """Memory limits of the control groups of this process, versions 1 and 2, in bytes."""
-    limits = []
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):
-                name = "memory.limit_in_bytes" if controllers else "memory.max"
-                top = root / "sys/fs/cgroup" / controllers
-                group = top / path.lstrip("/")
-                for folder in (group, *group.parents):
-                    with contextlib.suppress(OSError, ValueError):  # "max"
-                        limits.append(int((folder / name).read_text(encoding="utf-8")))
-                    if folder == top:
-                        break
-    return limits
-
-
-def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
-    """Bytes of the tensors that exist at the peak of a training step, estimated.
-
-    A step is run on tensors without values (memory.py), unless it certainly needs little beside `there`.
-
-    Args:
-        module: the module, with its weights on the CPU in float32
-        precision: the trainer's
-        rows: sequences of a micro-batch
-        context: tokens of a sequence
-        there: bytes of the device's memory
-    """
-    net, config = module.net, module.network
-    size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
-    trainable, weights = trainable_share(net)
-    states = size * (weights + 3 * trainable)  # gradient and two moments
-    tokens = rows * context
-    at_once = min(tokens, net.loss_rows or tokens)  # tokens whose logits exist at a time
-    logits = 4 * at_once * config.vocab_size
-    rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
-    if states + rough < there / 4 or rough > 100 * there:
-        return states + rough + 2 * logits
-    with contextlib.suppress(ConfigError):  # a plug-in that needs values
-        return step_memory(
-            lambda: fake_copy(net), module.optimizer, rows=rows, context=context, precision=precision
-        ).total
-    return states + rough + 2 * logits
-
-
-def rough_bytes(config: ModelConfig, context: int) -> int:
-    """Bytes that autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
-    widths = 6 * config.d_model + 6 * config.num_heads * config.head_dim
-    per_token = config.num_layers * (widths + 5 * config.ff_width) + 2 * config.vocab_size
-    scores = 0 if config.attention_kernel == "fused" else 3 * config.num_layers * config.num_heads * context
-    return 4 * context * (per_token + scores)
