@@ -559,7 +559,8 @@ def test_a_step_that_does_not_fit_is_said_before_the_first(cli, tiny_yaml, monke
         assert (f"tinylm: {line}\n" in result.err) if line else ("a step takes" not in result.err)
 
 
-def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted(tiny_yaml, monkeypatch):
+def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted(tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     module = LitTransformerLM(ModelConfig(d_model=64, num_layers=2, num_heads=2, max_seq_len=64, vocab_size=128))
     gradients = sum(parameter.nbytes for parameter in module.parameters())  # in float32, as the weights
 
