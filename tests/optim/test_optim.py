@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
@@ -176,6 +177,16 @@ def test_every_parameter_is_in_exactly_one_group_and_vectors_never_decay(name, t
             assert group["weight_decay"] == (0.3 if parameter.ndim == 2 else 0.0)
             if group["name"] == "muon":
                 assert parameter.ndim == 2 and parameter is not model.embedding.weight
+
+
+def test_muon_takes_the_matrices_of_a_block_and_leaves_its_tables_to_adamw():
+    model = TransformerLM(SMALL)
+    model.blocks[0].attention.position_bias = nn.Embedding(8, 2)
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, OptimizerConfig(name="muon"))}
+    decaying = {"embedding.weight", "blocks.0.attention.position_bias.weight"}
+    expected = {name: each for name, each in model.named_parameters() if each.ndim == 2 and name not in decaying}
+    assert {*groups["muon"]} == {*expected.values()}
+    assert {*groups["decay"]} == {dict(model.named_parameters())[name] for name in decaying}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])

@@ -15,7 +15,7 @@ from tinylm.data.shard_order import ShardOrder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
 from tinylm.model.lora import A, B
-from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.optimizer import OptimizerConfig, muon_matrices
 from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.foreign import find_base
@@ -100,9 +100,7 @@ def matrices(workload: Workload) -> list[tuple[int, int]]:
     muon = isinstance(workload.optimizer, OptimizerConfig) and workload.optimizer.name == "muon"
     with without_weights():
         net: nn.Module = workload.make_net()
-    named = net.named_parameters() if muon else ()
-    found = [each for name, each in named if each.requires_grad and each.ndim == 2 and "blocks." in name]
-    return [(min(each.shape), max(each.shape)) for each in found]
+    return [(min(each.shape), max(each.shape)) for each in (muon_matrices(net) if muon else ())]
 
 
 # --- options

@@ -70,11 +70,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     penalty = config.name == "adam" and config.weight_decay > 0 and any(each != 1 for each in factors.values())
     require(not penalty, "weight_decay: with mup_base_width adam's would depend on the width; set 0, or use adamw")
     groups: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in ("muon", "decay", "no_decay")}
-    for name, parameter in model.named_parameters():  # a tied weight appears once
+    orthogonalized = {*muon_matrices(model)} if config.name == "muon" else set()
+    for parameter in model.parameters():  # a tied weight appears once
         if parameter.requires_grad:
-            is_block_matrix = parameter.ndim == 2 and "blocks." in name
             kind = "no_decay" if parameter.ndim < 2 else "decay"
-            kind = "muon" if is_block_matrix and config.name == "muon" else kind
+            kind = "muon" if parameter in orthogonalized else kind
             groups.setdefault((kind, factors.get(parameter, 1.0)), []).append(parameter)
     found: list[dict[str, Any]] = []
     for (name, factor), parameters in groups.items():
@@ -82,6 +82,19 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         scaled = {} if factor == 1 else {"lr": config.lr * factor, "lr_factor": factor}
         found += [{"params": parameters, "weight_decay": decay, "name": name, **scaled}] if parameters else []
     return found
+
+
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable matrices of the blocks, which Muon orthogonalizes.
+
+    The table of an `nn.Embedding`, such as one of position biases, is no linear map: AdamW takes it.
+    """
+    tables = {each.weight for each in model.modules() if isinstance(each, nn.Embedding)}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and "blocks." in name and parameter not in tables
+    ]
 
 
 def rate_factors(model: nn.Module, optimizer: str) -> dict[nn.Parameter, float]:
