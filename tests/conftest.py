@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by th
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test has two threads, they wait without using the processor
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs to see whether its compiler works
 
-from tests import shortcuts  # noqa: F401
+from tests import processes, shortcuts  # noqa: F401
 from tinylm import plugins
 from tinylm.model.size import empty_model
 from tinylm.workers import num_cores
@@ -77,8 +77,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_run_of_another_test():
-    """Removes what a command leaves in the environment of this process: its seed, its folder and its theme."""
-    yield
+    """Removes what a command leaves in this process: its seed, folder and theme, and its group of processes."""
+    with processes.left_group():
+        yield
     for name in ("PL_GLOBAL_SEED", "TINYLM_RUN_FOLDER", "TINYLM_THEME"):
         os.environ.pop(name, None)
 

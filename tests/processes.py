@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -224,3 +224,20 @@ def run_ranks(world_size: int, function: Any, *arguments: Any, out: Path) -> lis
         process.kill()
     assert [process.exitcode for process in processes] == [0] * world_size
     return [json.loads(path.read_text()) for path in paths]
+
+
+@contextlib.contextmanager
+def left_group() -> Iterator[None]:
+    """Ends the process group of a run, which otherwise lasts as long as this process, and removes its variables."""
+    from torch import distributed
+
+    names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})

@@ -2,13 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tinylm.runs.folder import RUN_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,23 +61,6 @@ def tiny_yaml(corpus: Path) -> Path:
     return path
 
 
-@contextmanager
-def left_group() -> Iterator[None]:
-    """Ends the process group of a run with shards, which else lasts as long as its process, with its variables."""
-    from torch import distributed
-
-    names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-
-
 @pytest.fixture
 def cli(monkeypatch, capfd, tmp_path):
     """Runs `train.py ARGUMENTS` in this process, in a folder of its own."""
@@ -91,7 +73,7 @@ def cli(monkeypatch, capfd, tmp_path):
         monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         capfd.readouterr()
-        with left_group():
+        with processes.left_group():
             code = main()
         os.environ.pop(RUN_FOLDER, None)
         return Result(code, *capfd.readouterr())

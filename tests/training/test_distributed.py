@@ -254,7 +254,8 @@ def slurm(tmp_path, tiny_yaml):
 
     yield submit
     for process in started:
-        process.kill()
+        with process:  # and closes its pipe
+            process.kill()
 
 
 @pytest.mark.slow

@@ -559,8 +559,7 @@ def test_a_step_that_does_not_fit_is_said_before_the_first(cli, tiny_yaml, monke
         assert (f"tinylm: {line}\n" in result.err) if line else ("a step takes" not in result.err)
 
 
-def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted(tiny_yaml, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted(cli, tiny_yaml, monkeypatch):
     module = LitTransformerLM(ModelConfig(d_model=64, num_layers=2, num_heads=2, max_seq_len=64, vocab_size=128))
     gradients = sum(parameter.nbytes for parameter in module.parameters())  # in float32, as the weights
 
@@ -573,7 +572,7 @@ def test_gradients_that_outlive_a_micro_batch_and_the_buckets_of_ddp_are_counted
     monkeypatch.setattr(memory_check, "step_bytes", lambda *_, **options: given.append(options) or 0)
     whole = ["--data.micro_batch_size", "null"]
     for words in (whole, ["--data.micro_batch_size", "2"], [*whole, "--trainer.strategy", "ddp"]):
-        assert run_command("fit", ["-c", str(tiny_yaml), "--trainer.max_steps", "1", *words]) == 0
+        assert cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1", *words).code == 0
     assert [(each["accumulates"], each["summed"]) for each in given] == [(False, False), (True, False), (False, True)]
 
 
