@@ -117,8 +117,9 @@ def step_bytes(
     at_once = min(tokens, net.loss_rows or tokens)  # tokens whose logits exist at a time
     logits = 4 * at_once * config.vocab_size
     rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
+    guess = states + buckets + rough + 2 * logits
     if states + rough < there / 4 or rough > 100 * there:
-        return states + buckets + rough + 2 * logits
+        return guess
     with contextlib.suppress(ConfigError):  # a plug-in that needs values
         step = step_memory(
             lambda: fake_copy(net),
@@ -129,7 +130,7 @@ def step_bytes(
             accumulates=accumulates,
         )
         return step.total + buckets
-    return states + buckets + rough + 2 * logits
+    return guess
 
 
 def rough_bytes(config: ModelConfig, context: int) -> int:
