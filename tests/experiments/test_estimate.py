@@ -130,6 +130,10 @@ def test_fsdp_shares_what_ddp_repeats():
     ddp, fsdp = (by_part(step, name, run, device, 0) for name in ("ddp", "fsdp"))
     assert fsdp["weights"] == -(-ddp["weights"] // 4) and fsdp["optimizer"] == -(-ddp["optimizer"] // 4)
     assert ddp["buffers"] - step.buffers == step.weights  # the buckets
+    adapted = workload(devices=4, batch_size=16, lora=LoRAConfig(rank=2))
+    step = simulate(adapted, "32-true")
+    buckets = by_part(step, "ddp", adapted, device, 0)["buffers"] - step.buffers
+    assert buckets == 4 * count_by_part(adapted)[1]  # of the adapters alone
     assert fsdp["activations"] == ddp["activations"]
 
 

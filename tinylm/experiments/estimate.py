@@ -171,12 +171,12 @@ def strategies(workload: Workload) -> tuple[str, ...]:
 def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device, process: int) -> dict[str, int]:
     """Bytes of one device, by part.
 
-    DDP keeps a second copy of the gradients, in the buckets that it sums. FSDP keeps a share of weights, gradients and
+    DDP keeps a second copy of the gradients. FSDP keeps a share of weights, gradients and
     states; the weights outside the blocks and of two blocks, and the gradients of one block, exist whole at a time.
     """
     parts = {name: getattr(step, name) for name in PARTS}
     if strategy == "ddp":
-        parts["buffers"] += step.weights
+        parts["buffers"] += step.buckets
     elif strategy == "fsdp":
         for name in ("weights", "gradients", "optimizer"):
             parts[name] = -(-parts[name] // workload.devices)

@@ -44,6 +44,7 @@ class StepMemory:
         logits: tensors with an entry for each token and word of the vocabulary
         buffers: tables of positions, and other tensors that outlive a step
         operations: operations that write memory, each of which is a kernel where nothing is compiled
+        buckets: a copy of all gradients, which DDP keeps beside these parts to sum them over processes
     """
 
     weights: int
@@ -53,6 +54,7 @@ class StepMemory:
     logits: int
     buffers: int
     operations: int
+    buckets: int
 
     @property
     def total(self) -> int:
@@ -124,7 +126,8 @@ def step_memory(
             step.run(storages)
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"model.network: its memory cannot be estimated: {first_line(error)}") from error
-    return StepMemory(**{name: storages.peak[name] for name in PARTS}, operations=storages.operations)
+    buckets = sum(parameter.nbytes for parameter in net.parameters() if parameter.requires_grad)
+    return StepMemory(**{name: storages.peak[name] for name in PARTS}, operations=storages.operations, buckets=buckets)
 
 
 def _convert(net: nn.Module, dtype: torch.dtype) -> None:

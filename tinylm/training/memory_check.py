@@ -111,13 +111,12 @@ def step_bytes(
     net, config = module.net, module.network
     size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
     trainable, weights = trainable_share(net)
-    states = size * (weights + 3 * trainable)  # gradient and two moments
-    buckets = size * trainable if summed else 0
+    states = size * (weights + (4 if summed else 3) * trainable)  # gradient, two moments, the bucket
     tokens = rows * context
     at_once = min(tokens, net.loss_rows or tokens)  # tokens whose logits exist at a time
     logits = 4 * at_once * config.vocab_size
     rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
-    guess = states + buckets + rough + 2 * logits
+    guess = states + rough + 2 * logits
     if states + rough < there / 4 or rough > 100 * there:
         return guess
     with contextlib.suppress(ConfigError):  # a plug-in that needs values
@@ -129,7 +128,7 @@ def step_bytes(
             precision=precision,
             accumulates=accumulates,
         )
-        return step.total + buckets
+        return step.total + (step.buckets if summed else 0)
     return guess
 
 
