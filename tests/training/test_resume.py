@@ -206,6 +206,7 @@ def test_a_run_cannot_be_resumed_twice_at_once(cli, tiny_yaml, finished_run, tmp
     [
         (["--model.network.d_model", "64"], "d_model: checkpoint 32, config 64"),
         (["--model.optimizer.name", "adamw"], "optimizer.name: checkpoint muon, config adamw"),
+        (["--model.freeze.patterns", "[embedding.*]"], "model.freeze: this run freezes one parameter that the"),
         (["--data.corpus", "names.txt"], "data: names.txt is not the text that the checkpoint was trained on"),
         (["--ckpt_path", "x.ckpt"], "--ckpt_path: --resume takes the run's newest checkpoint"),
     ],
@@ -217,6 +218,17 @@ def test_a_refused_resume_changes_no_file(cli, tiny_yaml, finished_run, tmp_path
     result = cli("fit", "-c", tiny_yaml, *arguments, "--resume")
     assert result.code == 2 and message in result.error
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_trains_the_same_parameters(cli, tiny_yaml, tmp_path):
+    """Blocks 0 and 1 have equal shapes, so PyTorch would give one the optimizer's state of the other."""
+    frozen = ["fit", "-c", tiny_yaml, "--model.freeze.layers", "[0]"]
+    assert cli(*frozen, "--trainer.max_steps", "4").code == 0
+    assert cli(*frozen, "--resume").code == 0
+    result = cli("fit", "-c", tiny_yaml, "--model.freeze.layers", "[1]", "--trainer.max_steps", "30", "--resume")
+    assert result.code == 2 and "model.freeze: this run freezes" in result.error and "blocks.1." in result.error
+    result = cli("fit", "-c", tiny_yaml, "--model.freeze.layers", "[]", "--trainer.max_steps", "30", "--resume")
+    assert result.code == 2 and "model.freeze: this run trains" in result.error and "blocks.0." in result.error
 
 
 def test_a_text_that_has_changed_under_its_name_is_refused(cli, tiny_yaml, corpus, tmp_path):

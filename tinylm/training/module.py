@@ -39,7 +39,7 @@ from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.module_options import check_losses, check_options, named_optimizer, own_class, padded, plain_values
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
-from tinylm.training.restoring import accept, checkpoint_entries, frozen_parameters
+from tinylm.training.restoring import accept, checkpoint_entries, frozen_parameters, trained_names
 from tinylm.training.rows import number_rows
 from tinylm.training.seeding import seed_micro_batch
 from tinylm.training.sharding import shard_weights
@@ -123,6 +123,7 @@ class LitTransformerLM(pl.LightningModule):
         self._late: LateCheck | None = None
         self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
+        self.trained_names: list[str] = []  # at the start; a callback may unfreeze others later
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
 
     def _build(self, freeze: FreezeConfig | None) -> TransformerLM:
@@ -301,6 +302,7 @@ class LitTransformerLM(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
         optimizer = make_optimizer(self.trained, self.optimizer, fused=True)
+        self.trained_names = trained_names(self.trained)
         scheduler = make_scheduler(optimizer, self.schedule, self._datamodule.total_steps)
         self._settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups

@@ -26,6 +26,7 @@ def checkpoint_entries(module: Any, data: RunData) -> dict[str, Any]:
     return {
         "tinylm": checkpoint_entry(module.network, module.tokenizer, module.adapters, module.changed),
         "tinylm_plugins": describe(module.all_plugins),
+        "tinylm_trained": module.trained_names,
         "tinylm_reference": getattr(module.objective, "fingerprint", ""),
         "tinylm_data": {
             "fingerprint": data.fingerprint,
@@ -44,11 +45,17 @@ def frozen_parameters(objective: Any) -> dict[str, Tensor]:
     return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
 
 
+def trained_names(model: nn.Module) -> list[str]:
+    """The names of the parameters that the optimizer of a model updates."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def accept(checkpoint: dict[str, Any], module: Any, data: RunData) -> None:
     """Completes a checkpoint in place, and refuses one that a LitTransformerLM cannot continue on these data.
 
     Raises:
-        ConfigError: for another architecture, tokenizer, kind of optimizer or, on resume, text.
+        ConfigError: for another architecture, tokenizer, kind of optimizer, choice of frozen parameters or, on resume,
+            text.
     """
     entry, objective = checkpoint.get("tinylm"), module.objective
     if entry is None:
@@ -60,6 +67,7 @@ def accept(checkpoint: dict[str, Any], module: Any, data: RunData) -> None:
     check_model(entry, module.network, module.tokenizer, module.adapters, module.changed)
     if trains:
         check_optimizer(checkpoint["hyper_parameters"], dict(module.hparams), module.schedule)
+        check_trained(checkpoint.get("tinylm_trained"), trained_names(module.trained))
         same = checkpoint.get("tinylm_reference") in (None, getattr(objective, "fingerprint", ""))
         remedy = "restore it, or begin a new run with model.init_from"
         require(same or not module.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
@@ -113,6 +121,22 @@ def check_optimizer(theirs: dict[str, Any], ours: dict[str, Any], schedule: Any)
     for part in ("schedule", "optimizer") if stateful else ():
         remedy = "it keeps a state, so its settings cannot change; begin a new run with model.init_from"
         require(theirs[part] == ours[part], f"model.{part}: changed for {schedule}: {remedy}")
+
+
+def check_trained(theirs: list[str] | None, ours: list[str]) -> None:
+    """Refuses the optimizer's state of other parameters, which is stored by their numbers and not by their names.
+
+    Args:
+        theirs: the parameters that the checkpoint's run trained; empty for an optimizer of the user's
+        ours: those that this run trains
+    """
+    if not theirs or set(theirs) == set(ours):
+        return
+    frozen, added = ([name for name in one if name not in other] for one, other in ((theirs, ours), (ours, theirs)))
+    which = "freezes" if frozen else "trains"
+    count = f"{len(frozen or added)} parameters" if len(frozen or added) > 1 else "one parameter"
+    problem = f"this run {which} {count} that the checkpoint's did not {which[:-1]}, such as {(frozen or added)[0]}"
+    raise ConfigError(f"model.freeze: {problem}; set it as it was, or begin a new run with model.init_from")
 
 
 def check_text(checkpoint: dict[str, Any], data: RunData, resumes: bool, trains: bool) -> None:
