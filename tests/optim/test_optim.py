@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +105,28 @@ def test_normuon_keeps_the_norm_of_a_matrix_and_evens_out_its_rows():
         torch.testing.assert_close((before - weight.detach()) / (0.2 * 10**0.5), expected, atol=1e-9, rtol=0)
         before = weight.detach().clone()
     assert not weight[0].any()
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "adam", "sgd"])
+def test_matrices_added_later_by_a_callback_are_updated_like_those_of_the_start(name):
+    """Lightning's `unfreeze_and_add_param_group` gives parameters and a learning rate, and nothing else."""
+    torch.manual_seed(0)
+    late = TransformerLM(SMALL)
+    early = copy.deepcopy(late)
+    settings = OptimizerConfig(name=name, lr=0.01, weight_decay=0.3)
+    late.blocks[0].requires_grad_(False)
+    late.embedding.requires_grad_(False)
+    optimizers = [make_optimizer(model, settings) for model in (early, late)]
+    thawed = [*late.blocks[0].parameters(), late.embedding.weight]
+    optimizers[1].add_param_group({"params": [each.requires_grad_() for each in thawed], "lr": 0.01})
+    for one, other in zip(early.parameters(), late.parameters(), strict=True):
+        one.grad = torch.randn_like(one)
+        other.grad = one.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    for (key, one), other in zip(early.named_parameters(), late.parameters(), strict=True):
+        if one.ndim == 2:  # an added norm decays, too
+            torch.testing.assert_close(other, one, msg=key)
 
 
 @pytest.mark.parametrize(("dtype", "coarse"), [("auto", False), ("float32", False), ("bfloat16", True)])

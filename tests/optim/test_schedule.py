@@ -2,11 +2,13 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.errors import ConfigError
 from tinylm.optim.schedule import ScheduleConfig, learning_rate
+from tinylm.optim.scheduler import make_scheduler
 
 NAMES = ("cosine", "linear", "trapezoid", "constant")
 
@@ -42,6 +44,21 @@ def test_trapezoid_stays_up_and_then_falls_over_its_last_steps():
 
 def test_constant_stays():
     assert set(rates(30, 0.3, name="constant", warmup_steps=0)) == {0.3}
+
+
+def test_a_group_added_during_the_run_follows_the_schedule_from_its_own_rate():
+    """From 1 to 0 in 10 steps: the factor is 0.6 when a rate of 0.3 is added, so it stands for 0.5."""
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([first], lr=2.0)
+    scheduler = make_scheduler(optimizer, ScheduleConfig(name="linear", warmup_steps=0), 10)
+    found = []
+    for step in range(7):
+        if step == 4:
+            optimizer.add_param_group({"params": [second], "lr": 0.3})
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    assert found[3:] == [pytest.approx(each) for each in ([1.4], [1.2, 0.3], [1.0, 0.25], [0.8, 0.2])]
 
 
 @given(

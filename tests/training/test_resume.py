@@ -71,13 +71,13 @@ VARIANTS = {
 
 @pytest.fixture
 def trained(cli, tiny_yaml, tmp_path, monkeypatch):
-    """Trains with a variant's options, and returns the run and snapshots of its folder on the way."""
+    """Trains with a variant's options and further words, and returns the run and snapshots of its folder on the way."""
 
-    def train(options: dict) -> tuple[list[str], Path, list[Path]]:
+    def train(options: dict, *words: str) -> tuple[list[str], Path, list[Path]]:
         from tinylm.training.cli import TinyLMCLI
 
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(options))
-        arguments = ["fit", "-c", str(tiny_yaml), "-c", "own.yaml", "--run.name", "mini"]
+        arguments = ["fit", "-c", str(tiny_yaml), "-c", "own.yaml", "--run.name", "mini", *words]
         snapshots, callbacks = Snapshots(tmp_path / "runs/mini", tmp_path / "snapshots"), TinyLMCLI._callbacks
         with monkeypatch.context() as patch:
             patch.setattr(TinyLMCLI, "_callbacks", lambda *given: [*callbacks(*given), snapshots])
@@ -92,14 +92,50 @@ def trained(cli, tiny_yaml, tmp_path, monkeypatch):
     "name", [pytest.param(name, marks=[] if name == "epochs" else [pytest.mark.slow]) for name in VARIANTS]
 )
 def test_a_run_resumed_from_any_moment_is_the_same_to_the_last_bit(cli, trained, tmp_path, name):
-    arguments, whole, snapshots = trained(VARIANTS[name])
+    resumed_is_the_same(cli, tmp_path, *trained(VARIANTS[name]))
+
+
+def resumed_is_the_same(
+    cli, tmp_path, arguments: list[str], whole: Path, snapshots: list[Path], *, but: str | None = None
+) -> None:
+    """Resumes copies of a run from several moments; the state of the callback `but` may differ."""
     for snapshot in dict.fromkeys([*snapshots[1 :: max(1, len(snapshots) // 4)], *snapshots[-3:-1]]):
         ours = tmp_path / "killed/mini"
         shutil.copytree(snapshot, ours)
         result = cli(*arguments, "--run.dir", "killed", "--resume")
         assert result.code == 0, result.err
-        assert differences(ours, whole) == [], snapshot.name
+        found = differences(ours, whole)
+        assert [each for each in found if but is None or f"callbacks: {but}: " not in each] == [], snapshot.name
         shutil.rmtree(ours)
+
+
+THAW = """
+from lightning.pytorch.callbacks import BaseFinetuning
+
+class Thaw(BaseFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net.blocks[0])
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.blocks[0], optimizer, lr=1e-3)
+"""
+
+
+@pytest.mark.slow
+def test_a_callback_that_unfreezes_a_block_works_and_its_run_is_resumed_from_any_moment(cli, trained, tmp_path):
+    """Lightning's BaseFinetuning restores the groups of the optimizer, but not which parameters have a gradient."""
+    (tmp_path / "thaw.py").write_text(THAW)
+    epochs = VARIANTS["epochs"]
+    callbacks = {"trainer": {**epochs["trainer"], "callbacks": [{"class_path": "thaw.Thaw"}]}}
+    arguments, whole, snapshots = trained({**epochs, **callbacks}, "--trust", "thaw")
+    files = [path / "checkpoints/last.ckpt" for path in (*snapshots, whole)]
+    first, *_, end = (read_checkpoint(file) for file in files if file.is_file())
+    weights = [each["state_dict"]["net.blocks.0.attention.query.weight"] for each in (first, end)]
+    groups = [[group["name"] for group in each["optimizer_states"][0]["param_groups"]] for each in (first, end)]
+    assert groups[1] == [*groups[0], "muon", "decay"]
+    assert not torch.equal(*weights)
+    resumed_is_the_same(cli, tmp_path, arguments, whole, snapshots, but="Thaw")
 
 
 LONGER = {

@@ -100,7 +100,8 @@ def matrices(workload: Workload) -> list[tuple[int, int]]:
     muon = isinstance(workload.optimizer, OptimizerConfig) and workload.optimizer.name == "muon"
     with without_weights():
         net: nn.Module = workload.make_net()
-    return [(min(each.shape), max(each.shape)) for each in (muon_matrices(net) if muon else ())]
+    found = [each for each in muon_matrices(net) if each.requires_grad] if muon else []
+    return [(min(each.shape), max(each.shape)) for each in found]
 
 
 # --- options

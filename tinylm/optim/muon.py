@@ -92,17 +92,33 @@ class Muon(torch.optim.Optimizer):
         ns_steps: Newton-Schulz iterations
         ns_dtype: type of their products. None: `iteration_type`
         neuron_beta: decay rate of the running means of `row_factors`; 0: rows stay as they are
+        weight_decay: of a group that is added later and has none
+        matrices: those of the parameters that a group without a `name`, added later by a callback, orthogonalizes
     """
 
     found_inf: Tensor | None = None  # 1 on the device: the step changes nothing, as in PyTorch's fused optimizers
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float,
-        ns_steps: int = 5, ns_dtype: torch.dtype | None = None, neuron_beta: float = 0.0,
+        ns_steps: int = 5, ns_dtype: torch.dtype | None = None, neuron_beta: float = 0.0, weight_decay: float = 0.0,
+        matrices: Iterable[Tensor] = (),
     ) -> None:  # fmt: skip
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+        self.matrices = {*matrices}
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, defaults)
         self.iteration = partial(orthogonalize, steps=ns_steps, dtype=ns_dtype)
         self.neuron_beta = neuron_beta
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; one without a `name` becomes two, matrices and others."""
+        if "name" in param_group:
+            return super().add_param_group(param_group)
+        given = param_group["params"]
+        parameters = [given] if isinstance(given, Tensor) else [*given]
+        for name, orthogonalized in (("muon", True), ("decay", False)):
+            chosen = [each for each in parameters if (each in self.matrices) == orthogonalized]
+            if chosen:
+                super().add_param_group({**param_group, "params": chosen, "name": name})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

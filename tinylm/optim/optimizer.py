@@ -85,7 +85,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable matrices of the blocks, which Muon orthogonalizes.
+    """The matrices of the blocks, which Muon orthogonalizes.
 
     The table of an `nn.Embedding`, such as one of position biases, is no linear map: AdamW takes it.
     """
@@ -93,7 +93,7 @@ def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim == 2 and "blocks." in name and parameter not in tables
+        if parameter.ndim == 2 and "blocks." in name and parameter not in tables
     ]
 
 
@@ -122,16 +122,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: b
     groups = parameter_groups(model, config)
     match config.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
         case "muon":
             muon = ShardedMuon if any(isinstance(each, DTensor) for each in model.parameters()) else Muon
             return muon(
                 groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps,
                 ns_steps=config.ns_steps, ns_dtype=getattr(torch, config.ns_dtype, None),
-                neuron_beta=config.neuron_beta,
+                neuron_beta=config.neuron_beta, weight_decay=config.weight_decay, matrices=muon_matrices(model),
             )  # fmt: skip
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+    optimizer: Any = kind(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused or None
+    )
     optimizer._step_supports_amp_scaling = False  # with 16-mixed, gradients are unscaled before they are clipped
     return optimizer
 

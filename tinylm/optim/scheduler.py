@@ -33,6 +33,24 @@ class Schedule(Protocol):
         ...
 
 
+class Rates(LambdaLR):
+    """PyTorch's LambdaLR with one factor for all groups, also for those that a callback adds to the optimizer later.
+
+    The rate with which a group is added follows the schedule from there on.
+    """
+
+    def factor(self, step: int | None = None) -> float:
+        """The factor of all rates at a step. Default: the present one."""
+        return self.lr_lambdas[0](self.last_epoch if step is None else step)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group at this step."""
+        before, now = self.factor(max(self.last_epoch - 1, 0)), self.factor()
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"] / before if before else group["lr"])
+        return [group["initial_lr"] * now for group in self.optimizer.param_groups]
+
+
 def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_steps: int) -> LRScheduler:
     """The scheduler of a run.
 
@@ -51,11 +69,9 @@ def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_st
         return config.make(optimizer, field=FIELD)
     lr = base_rate(optimizer)
     if isinstance(config, Part):
-        return LambdaLR(
-            optimizer, _checked(config.make_function("step", "total_steps", field=FIELD), config, total_steps)
-        )
+        return Rates(optimizer, _checked(config.make_function("step", "total_steps", field=FIELD), config, total_steps))
     require(config.min_lr <= lr, f"min_lr must not exceed lr, got min_lr={config.min_lr} and lr={lr}")
-    return LambdaLR(optimizer, lambda step: learning_rate(step, total_steps, lr, config) / lr)
+    return Rates(optimizer, lambda step: learning_rate(step, total_steps, lr, config) / lr)
 
 
 def is_scheduler(part: Part) -> bool:

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
@@ -31,7 +30,7 @@ from tinylm.model.attention import documents_apart
 from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, base_rate, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
-from tinylm.optim.scheduler import make_scheduler
+from tinylm.optim.scheduler import Rates, make_scheduler
 from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
@@ -321,11 +320,9 @@ class LitTransformerLM(pl.LightningModule):
             return
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, torch.optim.Optimizer)
-        if isinstance(scheduler, LambdaLR):  # others keep a state, which on_load_checkpoint has checked
-            scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
-            lambdas = scheduler.lr_lambdas
-            for group, settings, factor in zip(optimizer.param_groups, self._settings, lambdas, strict=True):
-                group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
+        if isinstance(scheduler, Rates):  # others keep a state, which on_load_checkpoint has checked
+            for group, settings in zip(optimizer.param_groups, self._settings, strict=False):  # callbacks add groups
+                group.update(settings, lr=settings["initial_lr"] * scheduler.factor())
         self._late = late_check(optimizer, self.device, str(self.trainer.precision))
         if self._compiled is not None:
             capture_steps(self.trainer, self)
