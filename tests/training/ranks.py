@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch._dynamo import lookup_backend
 
@@ -19,6 +20,7 @@ from tinylm.model import ModelConfig
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.metrics import TextMetrics
+from tinylm.training.thawed import ThawedParameters
 
 
 def build(
@@ -63,6 +65,30 @@ def fit(corpus: str, cache: str, world_size: int, precision: str, shard: bool, p
     module, datamodule, trainer = build(corpus, cache, world_size, precision, data, limits, shard)
     trainer.fit(module, datamodule=datamodule)
     path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
+
+
+class Thaw(BaseFinetuning):
+    """Trains the first block from the second epoch on."""
+
+    def freeze_before_training(self, pl_module) -> None:
+        self.freeze(pl_module.net.blocks[0])
+
+    def finetune_function(self, pl_module, epoch, optimizer) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.blocks[0], optimizer, lr=0.01)
+
+
+def fit_thawed(corpus: str, cache: str, world_size: int, path: Path) -> None:
+    """60 steps in float64, with `Thaw`."""
+    recorder = Recorder()
+    data = dict(max_seq_len=16, batch_size=8, micro_batch_size=2)
+    callbacks = [recorder, Thaw(), ThawedParameters()]
+    limits = dict(max_steps=60, limit_val_batches=0, gradient_clip_val=1.0, callbacks=callbacks)
+    module, datamodule, trainer = build(corpus, cache, world_size, "64-true", data, limits)
+    before = module.net.blocks[0].attention.query.weight.detach().clone()
+    trainer.fit(module, datamodule=datamodule)
+    moved = (module.net.blocks[0].attention.query.weight.detach() - before).abs().max().item()
+    path.write_text(json.dumps({"losses": recorder.losses, "moved": moved, "epochs": trainer.current_epoch}))
 
 
 def train(corpus: str, cache: str, world_size: int, layout: str, options: dict[str, Any], path: Path) -> None:

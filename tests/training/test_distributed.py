@@ -60,6 +60,25 @@ def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp
     assert first["windows"] != second["windows"]
 
 
+def test_two_ranks_average_the_gradients_of_layers_that_a_callback_unfreezes(corpus, tmp_path):
+    """DDP averages those of the parameters that were trainable when it was set up; the others would drift apart."""
+    arguments = (str(corpus), str(tmp_path / "cache"))
+    [alone] = processes.run_ranks(1, ranks.fit_thawed, *arguments, 1, out=tmp_path)
+    first, second = processes.run_ranks(2, ranks.fit_thawed, *arguments, 2, out=tmp_path)
+    assert alone["epochs"] >= 1 and alone["moved"] > 0.01
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], abs=1e-12)
+
+
+def test_a_callback_that_cannot_unfreeze_sharded_weights_is_refused(cli, tiny_yaml):
+    thaw = ["--trainer.callbacks+", "tests.training.ranks.Thaw", "--trust", "tests.training.ranks"]
+    words = ["-c", "overlays/fsdp.yaml", "--trainer.devices", "1", *thaw]
+    result = cli("fit", "-c", tiny_yaml, *words)
+    assert (result.code, result.error) == (
+        2,
+        "trainer.callbacks: Thaw does not find sharded weights in the optimizer; take ddp",
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlay", "ranks_of_parts", "corpus_of"),

@@ -60,6 +60,7 @@ from tinylm.training.run_choice import choose_checkpoint, choose_folder, use_bas
 from tinylm.training.run_files import ConfigRecord, RunFiles
 from tinylm.training.samples import SampleText
 from tinylm.training.stop import GracefulStop
+from tinylm.training.thawed import ThawedParameters
 from tinylm.training.throughput import MetricsLog, Throughput
 
 
@@ -209,6 +210,7 @@ class TinyLMCLI(LightningCLI):
         metrics = MetricsLog(throughput := Throughput(self.run.peak_flops))
         prompts = self._prompts()
         ours = [
+            ThawedParameters(),  # before ExactResume, which may validate and save at once
             ExactResume(self.start.damaged),
             throughput,
             Progress(metrics),

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from tinylm.bundle import read_checkpoint
 from tinylm.errors import DataError, notice
 from tinylm.locate import MANIFEST
-from tinylm.training.restoring import trained_names
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class ExactResume(Callback):
         self._validated = -1  # step of the last complete validation
         self._patience: dict[EarlyStopping, int] = {}
         self._limits: tuple[Any, Any] | None = None
-        self._trainable: list[str] | None = None  # at the step of the checkpoint
         self._averages: list[tuple[Any, Any]] = []  # and what they do at the end of training
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,13 +88,9 @@ class ExactResume(Callback):
         """Restores the state."""
         self._validating, self._validated = state_dict["validating"], state_dict["validated"]
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Adds the parameters that are trained at this step: a callback such as `BaseFinetuning` unfreezes some."""
-        checkpoint["tinylm_trainable"] = trained_names(pl_module)
-
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adapts the states of checkpoint callbacks to the run's folder, which may be another than it was."""
-        states, self._trainable = checkpoint.get("callbacks", {}), checkpoint.get("tinylm_trainable")
+        states = checkpoint.get("callbacks", {})
         for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
             state = states.get(callback.state_key)
             moved = None if state is None or not pl_module.resumes else moved_state(state, callback.dirpath)
@@ -140,8 +134,6 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Repeats a validation in which the run was stopped, and ends a run that was stopped early."""
-        for name, parameter in pl_module.named_parameters() if self._trainable is not None else ():
-            parameter.requires_grad_(name in self._trainable)
         loop = trainer.fit_loop
         if self._limits is not None:
             loop.epoch_loop.max_steps, loop.max_epochs = self._limits

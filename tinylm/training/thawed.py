@@ -1,0 +1,61 @@
+"""ThawedParameters: what Lightning leaves out when a callback unfreezes parameters, as its BaseFinetuning does."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from tinylm.checks import require
+from tinylm.training.restoring import trained_names
+
+KEY = "tinylm_trainable"  # the entry in a checkpoint: names of the parameters that are trained at its step
+
+
+class ThawedParameters(Callback):
+    """Lets a resumed run train the parameters that the checkpoint's run trained, and DDP average their gradients.
+
+    DDP averages the gradients of those parameters over the processes that are trainable when it is set up.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[str] | None = None
+        self._first: set[nn.Parameter] = set()  # trainable at the start
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds the names."""
+        checkpoint[KEY] = trained_names(pl_module)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Reads the names."""
+        self._saved = checkpoint.get(KEY)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Notes what is trainable before a callback changes it.
+
+        Raises:
+            ConfigError: for a BaseFinetuning with sharded weights, which it cannot find in the optimizer.
+        """
+        self._first = {each for each in pl_module.parameters() if each.requires_grad}
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        sharded = any(isinstance(each, DTensor) for each in self._first)
+        for callback in callbacks if sharded else ():
+            name = f"trainer.callbacks: {type(callback).__name__}"
+            unfreezes = isinstance(callback, BaseFinetuning)
+            require(not unfreezes, f"{name} does not find sharded weights in the optimizer; take ddp")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Restores what is trainable in a resumed run."""
+        for name, parameter in pl_module.named_parameters() if self._saved is not None else ():
+            parameter.requires_grad_(name in self._saved)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Averages the gradients that DDP does not."""
+        if isinstance(trainer.strategy, DDPStrategy):
+            for parameter in pl_module.parameters():
+                if parameter.grad is not None and parameter not in self._first:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= trainer.world_size
