@@ -64,9 +64,6 @@ def test_the_average_in_a_checkpoint_is_the_recurrence(cli, tiny_yaml, ema, tmp_
 
 
 def test_averages_that_would_be_lost_are_refused(cli, tiny_yaml, ema):
-    words = ["--trainer.callbacks+", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.1"]
-    result = cli("fit", "-c", tiny_yaml, *words)
-    assert result.code == 2 and "no checkpoint holds its average; take lightning.pytorch.callbacks.EMA" in result.error
     result = cli("fit", "-c", tiny_yaml, "-c", ema, "-c", "fsdp", "--trainer.devices", "1")
     assert result.code == 2 and "EMAWeightAveraging cannot average sharded weights" in result.error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
@@ -69,8 +69,9 @@ class FinishRun(Callback):
         took = duration(time.perf_counter() - self._started)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
-        if trainer.global_step > self._first or figures:
-            notice(f"{trainer.global_step:,} steps in {took}{figures}")
+        steps, reason = end_of(trainer)
+        if trainer.global_step > self._first or figures or reason:
+            notice(f"{steps} in {took}{figures}{reason and f'; stopped early: {reason}'}")
         if problem is not None:
             notice(f"no model folder is written, since it could not describe this model: {problem}")
             return
@@ -141,6 +142,18 @@ class FinishRun(Callback):
         net.load_state_dict(network_weights(read_checkpoint(checkpoint)))
         save_adapter(self.folder / "adapter", net, base=pl_module.start.path, overwrite=True)
         notice(f"adapter: {self.folder / 'adapter'}")
+
+
+def end_of(trainer: Any) -> tuple[str, str]:
+    """The steps of a run that has ended, and what ended it before its last step; empty otherwise."""
+    step, planned = trainer.global_step, trainer.datamodule.total_steps
+    if step >= planned:
+        return f"{step:,} {'step' if step == 1 else 'steps'}", ""
+    stops = [each.stopping_reason_message for each in trainer.early_stopping_callbacks]
+    reasons = [each.removesuffix(" Signaling Trainer to stop.").rstrip(".") for each in stops if each]
+    left = [each.time_remaining() for each in trainer.callbacks if isinstance(each, Timer)]
+    reasons += ["the time is up" for seconds in left if seconds is not None and seconds <= 0]
+    return f"{step:,} of {planned:,} steps", "; ".join(reasons) or "by a callback"
 
 
 def generate_command(

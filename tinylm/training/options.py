@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import LightningEnum
 
 from tinylm.checks import LINKED
 from tinylm.chosen import chosen_values, flat_words, given_configs, names_class
@@ -27,6 +28,9 @@ from tinylm.plugins import Part, trust
 from tinylm.training.own_data_options import OwnClass, plain_config, plain_words, with_data_class
 from tinylm.training.parts import fold_parts, typed_class_path
 
+yaml.SafeDumper.add_multi_representer(  # a default of Lightning's Timer is one
+    LightningEnum, lambda dumper, value: dumper.represent_str(str(value.value))
+)
 GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # options of model, or a class instead
 
 

@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from tinylm.checks import require
 from tinylm.console import device_problem
 from tinylm.data.division import data_ranks
 from tinylm.data.run_data import RunData
@@ -29,7 +38,7 @@ def check_run(trainer: Any, module: LitTransformerLM, data: RunData) -> None:
         ConfigError: if a callback, the strategy or the memory of a step does not fit the run.
     """
     check_monitors(trainer, module, data)
-    check_averaging(trainer)
+    check_callbacks(trainer, module)
     if (size := getattr(trainer.strategy, "group_size", 1)) > 1:
         check_tensor_parallel(module, size)
     if isinstance(module.objective, FrozenStart):
@@ -159,18 +168,30 @@ def check_monitors(trainer: Any, module: Any, data: RunData) -> None:
             )
 
 
-def check_averaging(trainer: Any) -> None:
-    """Refuses callbacks that average weights where the average would be lost, or cannot be made.
+REFUSED = {
+    StochasticWeightAveraging: "replaces the schedule, and no checkpoint holds its average; take "
+    "lightning.pytorch.callbacks.EMAWeightAveraging, or average checkpoints by tinylm average",
+    GradientAccumulationScheduler: "changes the micro-batches of a step, which are planned for the whole run; take "
+    "data.batch_schedule, which changes the batch",
+    BatchSizeFinder: "tries batches of other sizes than the run's; take tinylm estimate, which computes the largest",
+    LearningRateFinder: "sets an attribute that nothing reads; compare learning rates by tinylm ablate",
+    OnExceptionCheckpoint: "starts a new run from the file that another has left; every run saves itself when it is "
+    "stopped, and goes on by --resume",
+}  # callbacks of Lightning, and what to do instead
+
+
+def check_callbacks(trainer: Any, module: Any) -> None:
+    """Refuses callbacks of Lightning that would do nothing, or harm, in a run of tinylm.
 
     Raises:
         ConfigError: naming the callback and what to take instead.
     """
     for callback in trainer.callbacks:
-        name = type(callback).__name__
-        if isinstance(callback, StochasticWeightAveraging):
-            raise ConfigError(
-                f"trainer.callbacks: {name} replaces the schedule, and no checkpoint holds its average; take "
-                "lightning.pytorch.callbacks.EMAWeightAveraging, or average checkpoints by tinylm average"
-            )
-        if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
-            raise ConfigError(f"trainer.callbacks: {name} cannot average sharded weights; leave it out, or take ddp")
+        name = f"trainer.callbacks: {type(callback).__name__}"
+        for kind, reason in REFUSED.items():
+            require(not isinstance(callback, kind), f"{name} {reason}")
+        averages = isinstance(callback, WeightAveraging)
+        if averages and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
+            raise ConfigError(f"{name} cannot average sharded weights; leave it out, or take ddp")
+        if isinstance(callback, BackboneFinetuning) and not hasattr(module, "backbone"):
+            raise ConfigError(f"{name} unfreezes a `backbone`, which the network lacks; derive from BaseFinetuning")

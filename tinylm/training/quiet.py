@@ -21,6 +21,8 @@ def quiet_lightning() -> None:
     """Silences hardware lists, tips, and warnings that do not apply to tinylm."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("callbacks.model_summary", "profilers.profiler"):  # off unless they are asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # advice on meshes, not ours
     for message in IGNORED:
         warnings.filterwarnings("ignore", message=message)
