@@ -28,6 +28,18 @@ def test_a_callback_that_would_do_nothing_or_harm_is_refused(cli, tiny_yaml, tmp
     assert not (tmp_path / "runs/mini").exists()
 
 
+@pytest.mark.parametrize("name", ["ddp_spawn", "ddp_notebook", "ddp_fork_find_unused_parameters_true", "class"])
+def test_strategies_that_copy_the_process_are_refused(cli, tiny_yaml, name):
+    """They cannot copy the threads that watch over the ranks, and hand the weights back by a file of their own."""
+    given = ["lightning.pytorch.strategies.DDPStrategy", "--trainer.strategy.start_method", "fork"]
+    result = cli(
+        "fit", "-c", tiny_yaml, "--trainer.devices", "2", "--trainer.strategy", *(given if name == "class" else [name])
+    )
+    name = "start_method fork" if name == "class" else name
+    message = f"trainer.strategy: {name} is for a Trainer that a notebook makes; take ddp"
+    assert (result.code, result.error) == (2, message)
+
+
 def test_a_run_says_what_ended_it_before_its_last_step(cli, tiny_yaml, tmp_path):
     """Lightning's Timer has a default that jsonargparse cannot write by itself: its unit, an enumeration."""
     timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:00:00:00"}}

@@ -1,6 +1,7 @@
 """Devices, packages and metrics that a run needs, checked before its first step."""
 
 import contextlib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def check_trainer(trainer: Any) -> None:
     if isinstance(every, int | float) and every <= 0:
         remedy = "for no validations set trainer.limit_val_batches to 0"
         raise ConfigError(f"trainer.val_check_interval must be positive, got {every}; {remedy}")
+    settings = getattr(trainer.strategy, "init_args", None) or {}
+    copied = isinstance(trainer.strategy, str) and re.match("ddp_(spawn|fork|notebook)", trainer.strategy)
+    if copied or settings.get("start_method", "popen") != "popen":
+        name = trainer.strategy if copied else f"start_method {settings['start_method']}"
+        raise ConfigError(f"trainer.strategy: {name} is for a Trainer that a notebook makes; take ddp")
 
 
 # --- devices
