@@ -40,6 +40,12 @@ def test_strategies_that_copy_the_process_are_refused(cli, tiny_yaml, name):
     assert (result.code, result.error) == (2, message)
 
 
+def test_validations_after_a_time_are_refused(cli, tiny_yaml):
+    result = cli("fit", "-c", tiny_yaml, "--trainer.val_check_interval", "00:00:10:00")
+    message = "trainer.val_check_interval: counts steps, so that a resumed run is exact; got 00:00:10:00"
+    assert (result.code, result.error) == (2, message)
+
+
 def test_a_run_says_what_ended_it_before_its_last_step(cli, tiny_yaml, tmp_path):
     """Lightning's Timer has a default that jsonargparse cannot write by itself: its unit, an enumeration."""
     timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:00:00:00"}}

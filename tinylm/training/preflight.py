@@ -65,6 +65,8 @@ def check_trainer(trainer: Any) -> None:
         if (trainer[name] or 0) < 0:
             raise ConfigError(f"trainer.{name} must not be negative, got {trainer[name]}")
     every = trainer.val_check_interval
+    if every is not None and not isinstance(every, int | float):
+        raise ConfigError(f"trainer.val_check_interval: counts steps, so that a resumed run is exact; got {every}")
     if isinstance(every, int | float) and every <= 0:
         remedy = "for no validations set trainer.limit_val_batches to 0"
         raise ConfigError(f"trainer.val_check_interval must be positive, got {every}; {remedy}")
