@@ -380,6 +380,18 @@ def test_a_new_run_can_start_from_any_checkpoint(cli, half_run, tiny_yaml, tmp_p
     assert columns(tmp_path / "runs/mini")["train/loss"][0] == list(range(1, 7))
     result = cli(*arguments, "--ckpt_path", checkpoint.with_name("nosuch.ckpt"))
     assert result.code == 66 and "nosuch.ckpt: no such checkpoint" in result.error
+    result = cli(*arguments, "--ckpt_path", "last")
+    assert result.code == 66 and "give its file, or go on with a run by --resume" in result.error
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+@pytest.mark.parametrize("config", ["its own", "of its name"])
+def test_best_and_last_are_the_checkpoints_of_the_run_in_an_evaluation(
+    cli, tiny_yaml, finished_run, tmp_path, name, config
+):
+    shutil.copytree(finished_run, tmp_path / "runs/mini")
+    result = cli("validate", "-c", {"its own": "runs/mini/config.yaml"}.get(config, tiny_yaml), "--ckpt_path", name)
+    assert result.code == 0 and f"checkpoint: runs/mini/checkpoints/{name}.ckpt\n" in result.err
 
 
 def test_a_run_that_does_not_exist_cannot_be_resumed(cli, tiny_yaml):

@@ -16,6 +16,8 @@ from tinylm.training.own_data_options import OwnClass
 from tinylm.training.resume import ResumePoint, find_resume_point
 from tinylm.training.start import Start
 
+NAMED = ("best", "last")  # Lightning's words for checkpoints of the run
+
 
 def choose_folder(command: str, config: Any, run: RunConfig) -> tuple[Path, Claim | None]:
     """The run folder, and the claim of a process that writes it.
@@ -31,7 +33,7 @@ def choose_folder(command: str, config: Any, run: RunConfig) -> tuple[Path, Clai
     if command == "fit":
         folder = existing_run_folder(run, first.stem)
         return folder, Claim(folder) if process_rank() == 0 else None
-    if config.ckpt_path and not _is_run_config(config):
+    if config.ckpt_path and config.ckpt_path not in NAMED and not _is_run_config(config):
         return Path(config.ckpt_path).parent, None  # no run is needed
     if run.name is None and _is_run_config(config):
         return first.parent, None
@@ -55,12 +57,15 @@ def choose_checkpoint(command: str, config: Any, folder: Path) -> ResumePoint:
     elif command != "fit":
         best = folder / "checkpoints" / "best.ckpt"
         validated = config.trainer.limit_val_batches != 0  # else the best is from before the run was resumed
-        if not config.ckpt_path or _is_run_config(config):
+        if config.ckpt_path in NAMED:
+            config.ckpt_path = str(folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
+        elif not config.ckpt_path or _is_run_config(config):
             config.ckpt_path = str(best if best.is_file() and validated else _newest_checkpoint(folder))
         if "verbose" in config:
             config.verbose = False
     if config.ckpt_path and not Path(config.ckpt_path).is_file():
-        raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint")
+        remedy = "; give its file, or go on with a run by --resume" if config.ckpt_path in NAMED else ""
+        raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint{remedy}")
     return start
 
 
@@ -80,7 +85,7 @@ def _is_run_config(config: Any) -> bool:
     """Whether the first config is that of a run, whose `ckpt_path` says from which checkpoint the run began."""
     paths = [Path(str(path)) for path in config.config or []]
     of_run = bool(paths) and paths[0].name == "config.yaml" and (paths[0].parent / "checkpoints").is_dir()
-    return of_run and not is_typed("--ckpt_path")
+    return of_run and (config.ckpt_path in NAMED or not is_typed("--ckpt_path"))
 
 
 def use_base_model(config: Any, folder: Path, resumes: bool) -> None:
