@@ -28,6 +28,12 @@ def test_a_callback_that_would_do_nothing_or_harm_is_refused(cli, tiny_yaml, tmp
     assert not (tmp_path / "runs/mini").exists()
 
 
+def test_two_equal_callbacks_are_an_argument_error(cli, tiny_yaml):
+    stop = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    result = cli("fit", "-c", tiny_yaml, *stop, *stop)
+    assert result.code == 2 and "trainer: Found more than one stateful callback" in result.error
+
+
 @pytest.mark.parametrize("name", ["ddp_spawn", "ddp_notebook", "ddp_fork_find_unused_parameters_true", "class"])
 def test_strategies_that_copy_the_process_are_refused(cli, tiny_yaml, name):
     """They cannot copy the threads that watch over the ranks, and hand the weights back by a file of their own."""
@@ -40,9 +46,10 @@ def test_strategies_that_copy_the_process_are_refused(cli, tiny_yaml, name):
     assert (result.code, result.error) == (2, message)
 
 
-def test_validations_after_a_time_are_refused(cli, tiny_yaml):
-    result = cli("fit", "-c", tiny_yaml, "--trainer.val_check_interval", "00:00:10:00")
-    message = "trainer.val_check_interval: counts steps, so that a resumed run is exact; got 00:00:10:00"
+@pytest.mark.parametrize("value", ["00:00:10:00", "often"])
+def test_validations_after_a_time_are_refused(cli, tiny_yaml, value):
+    result = cli("fit", "-c", tiny_yaml, "--trainer.val_check_interval", value)
+    message = f"trainer.val_check_interval: counts steps, so that a resumed run is exact; got {value}"
     assert (result.code, result.error) == (2, message)
 
 

@@ -299,9 +299,7 @@ def test_a_logger_that_is_not_installed_is_named_with_its_package(
     assert result.code == 2 and f"trainer.logger: {name} is not installed; pip install " in result.error
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("max_time", "often"), ("val_check_interval", "often"), ("strategy", "ddpp")]
-)
+@pytest.mark.parametrize(("option", "value"), [("max_time", "often"), ("strategy", "ddpp")])
 def test_a_value_that_only_lightning_knows_to_be_wrong_is_an_argument_error(cli, tiny_yaml, option, value):
     result = cli("fit", "-c", tiny_yaml, f"--trainer.{option}", value)
     assert result.code == 2 and result.error.startswith("trainer: ") and f"'{value}'" in result.error

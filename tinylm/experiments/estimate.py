@@ -171,8 +171,8 @@ def strategies(workload: Workload) -> tuple[str, ...]:
 def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device, process: int) -> dict[str, int]:
     """Bytes of one device, by part.
 
-    DDP keeps a second copy of the gradients. FSDP keeps a share of weights, gradients and
-    states; the weights outside the blocks and of two blocks, and the gradients of one block, exist whole at a time.
+    DDP keeps a second copy of the gradients. FSDP keeps a share of weights, gradients and states; the weights outside
+    the blocks and of two blocks, and the gradients of one block, exist whole at a time.
     """
     parts = {name: getattr(step, name) for name in PARTS}
     if strategy == "ddp":

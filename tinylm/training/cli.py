@@ -200,7 +200,7 @@ class TinyLMCLI(LightningCLI):
             trainer = super().instantiate_trainer(**options, **kwargs)
         except TinyLMError:
             raise
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"trainer: {error}") from error
         watch_ranks(trainer, self.run.timeout)
         return trainer

@@ -16,9 +16,9 @@ KEY = "tinylm_trainable"  # the entry in a checkpoint: names of the parameters t
 
 
 class ThawedParameters(Callback):
-    """Lets a resumed run train the parameters that the checkpoint's run trained, and DDP average their gradients.
+    """Lets a resumed run train what the checkpoint's run trained, and averages the gradients that DDP leaves out.
 
-    DDP averages the gradients of those parameters over the processes that are trainable when it is set up.
+    DDP knows only the parameters that are trainable when it is set up.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class ThawedParameters(Callback):
             parameter.requires_grad_(name in self._saved)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Averages the gradients that DDP does not."""
+        """Averages the gradients of unfrozen parameters over the processes of DDP."""
         if isinstance(trainer.strategy, DDPStrategy):
             for parameter in pl_module.parameters():
                 if parameter.grad is not None and parameter not in self._first:
