@@ -5,7 +5,7 @@ import yaml
 
 from tests import processes
 
-LINES = ("--trainer.val_check_interval", "2", "--run.sample_tokens", "0")
+OPTIONS = ("--trainer.val_check_interval", "2", "--run.sample_tokens", "0")
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_run_says_what_ended_it_before_its_last_step(cli, tiny_yaml, tmp_path)
     """Lightning's Timer has a default that jsonargparse cannot write by itself: its unit, an enumeration."""
     timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:00:00:00"}}
     (tmp_path / "timer.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [timer]}}))
-    result = cli("fit", "-c", tiny_yaml, "-c", "timer.yaml", *LINES, "--run.name", "timed")
+    result = cli("fit", "-c", tiny_yaml, "-c", "timer.yaml", *OPTIONS, "--run.name", "timed")
     assert result.code == 0 and "tinylm: 0 of 12 steps in " in result.err
     assert "; stopped early: the time is up\n" in result.err
     [written] = yaml.safe_load((tmp_path / "runs/timed/config.yaml").read_text())["trainer"]["callbacks"]
     assert written["init_args"] == {"duration": "00:00:00:00", "interval": "step", "verbose": True}
     stops = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     stops += ["--trainer.callbacks.min_delta", "10", "--trainer.callbacks.patience", "1"]
-    result = cli("fit", "-c", tiny_yaml, *LINES, *stops, "--run.name", "stopped")
+    result = cli("fit", "-c", tiny_yaml, *OPTIONS, *stops, "--run.name", "stopped")
     assert (
         "tinylm: 4 of 12 steps in " in result.err and "; stopped early: Monitored metric val/loss did not" in result.err
     )
@@ -80,7 +80,7 @@ def test_a_run_says_what_ended_it_before_its_last_step(cli, tiny_yaml, tmp_path)
 )
 def test_a_report_that_was_asked_for_is_printed(tiny_yaml, tmp_path, words, text):
     """In a process of its own, since pytest takes what is logged."""
-    run = processes.tinylm(tmp_path, "fit", "-c", tiny_yaml, *LINES, "--trainer.max_steps", "1", *words)
+    run = processes.tinylm(tmp_path, "fit", "-c", tiny_yaml, *OPTIONS, "--trainer.max_steps", "1", *words)
     out, err = run.communicate()
     assert run.returncode == 0 and text in out + err
     assert "GPU available" not in out + err

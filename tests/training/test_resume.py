@@ -109,26 +109,12 @@ def resumed_is_the_same(
         shutil.rmtree(ours)
 
 
-THAW = """
-from lightning.pytorch.callbacks import BaseFinetuning
-
-class Thaw(BaseFinetuning):
-    def freeze_before_training(self, pl_module):
-        self.freeze(pl_module.net.blocks[0])
-
-    def finetune_function(self, pl_module, epoch, optimizer):
-        if epoch == 1:
-            self.unfreeze_and_add_param_group(pl_module.net.blocks[0], optimizer, lr=1e-3)
-"""
-
-
 @pytest.mark.slow
 def test_a_callback_that_unfreezes_a_block_works_and_its_run_is_resumed_from_any_moment(cli, trained, tmp_path):
     """Lightning's BaseFinetuning restores the groups of the optimizer, but not which parameters have a gradient."""
-    (tmp_path / "thaw.py").write_text(THAW)
     epochs = VARIANTS["epochs"]
-    callbacks = {"trainer": {**epochs["trainer"], "callbacks": [{"class_path": "thaw.Thaw"}]}}
-    arguments, whole, snapshots = trained({**epochs, **callbacks}, "--trust", "thaw")
+    callbacks = {"trainer": {**epochs["trainer"], "callbacks": [{"class_path": "tests.training.ranks.Thaw"}]}}
+    arguments, whole, snapshots = trained({**epochs, **callbacks}, "--trust", "tests.training.ranks")
     files = [path / "checkpoints/last.ckpt" for path in (*snapshots, whole)]
     first, *_, end = (read_checkpoint(file) for file in files if file.is_file())
     weights = [each["state_dict"]["net.blocks.0.attention.query.weight"] for each in (first, end)]

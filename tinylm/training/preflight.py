@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -65,11 +66,10 @@ def check_trainer(trainer: Any) -> None:
         if (trainer[name] or 0) < 0:
             raise ConfigError(f"trainer.{name} must not be negative, got {trainer[name]}")
     every = trainer.val_check_interval
-    if every is not None and not isinstance(every, int | float):
-        raise ConfigError(f"trainer.val_check_interval: counts steps, so that a resumed run is exact; got {every}")
-    if isinstance(every, int | float) and every <= 0:
-        remedy = "for no validations set trainer.limit_val_batches to 0"
-        raise ConfigError(f"trainer.val_check_interval must be positive, got {every}; {remedy}")
+    counts = every is None or isinstance(every, int | float)
+    require(counts, f"trainer.val_check_interval: counts steps, so that a resumed run is exact; got {every}")
+    remedy = "for no validations set trainer.limit_val_batches to 0"
+    require(every is None or every > 0, f"trainer.val_check_interval must be positive, got {every}; {remedy}")
     settings = getattr(trainer.strategy, "init_args", None) or {}
     copied = isinstance(trainer.strategy, str) and re.match("ddp_(spawn|fork|notebook)", trainer.strategy)
     if copied or settings.get("start_method", "popen") != "popen":
@@ -194,12 +194,15 @@ def check_callbacks(trainer: Any, module: Any) -> None:
     Raises:
         ConfigError: naming the callback and what to take instead.
     """
+    by_tensor = isinstance(trainer.strategy, ModelParallelStrategy)
+    sharded = by_tensor or isinstance(trainer.strategy, FSDPStrategy)
     for callback in trainer.callbacks:
         name = f"trainer.callbacks: {type(callback).__name__}"
         for kind, reason in REFUSED.items():
             require(not isinstance(callback, kind), f"{name} {reason}")
-        averages = isinstance(callback, WeightAveraging)
-        if averages and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
-            raise ConfigError(f"{name} cannot average sharded weights; leave it out, or take ddp")
-        if isinstance(callback, BackboneFinetuning) and not hasattr(module, "backbone"):
-            raise ConfigError(f"{name} unfreezes a `backbone`, which the network lacks; derive from BaseFinetuning")
+        lacks = isinstance(callback, BackboneFinetuning) and not hasattr(module, "backbone")
+        require(not lacks, f"{name} unfreezes a `backbone`, which the network lacks; derive from BaseFinetuning")
+        averages, unfreezes = (isinstance(callback, kind) for kind in (WeightAveraging, BaseFinetuning))
+        require(not (averages and sharded), f"{name} cannot average sharded weights; leave it out, or take ddp")
+        missed = unfreezes and by_tensor
+        require(not missed, f"{name} does not find sharded weights in the optimizer; take ddp")

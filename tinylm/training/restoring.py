@@ -132,10 +132,10 @@ def check_trained(theirs: list[str] | None, ours: list[str]) -> None:
     """
     if not theirs or set(theirs) == set(ours):
         return
-    frozen, added = ([name for name in one if name not in other] for one, other in ((theirs, ours), (ours, theirs)))
-    which = "freezes" if frozen else "trains"
-    count = f"{len(frozen or added)} parameters" if len(frozen or added) > 1 else "one parameter"
-    problem = f"this run {which} {count} that the checkpoint's did not {which[:-1]}, such as {(frozen or added)[0]}"
+    frozen = [name for name in theirs if name not in ours]
+    names, verb = (frozen, "freeze") if frozen else ([name for name in ours if name not in theirs], "train")
+    count = "one parameter" if len(names) == 1 else f"{len(names)} parameters"
+    problem = f"this run {verb}s {count} that the checkpoint's did not {verb}, such as {names[0]}"
     raise ConfigError(f"model.freeze: {problem}; set it as it was, or begin a new run with model.init_from")
 
 

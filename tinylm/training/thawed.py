@@ -4,12 +4,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.callbacks import BaseFinetuning, Callback
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from tinylm.checks import require
 from tinylm.training.restoring import trained_names
 
 KEY = "tinylm_trainable"  # the entry in a checkpoint: names of the parameters that are trained at its step
@@ -34,18 +32,8 @@ class ThawedParameters(Callback):
         self._saved = checkpoint.get(KEY)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Notes what is trainable before a callback changes it.
-
-        Raises:
-            ConfigError: for a BaseFinetuning with sharded weights, which it cannot find in the optimizer.
-        """
+        """Notes what is trainable before a callback changes it."""
         self._first = {each for each in pl_module.parameters() if each.requires_grad}
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        sharded = any(isinstance(each, DTensor) for each in self._first)
-        for callback in callbacks if sharded else ():
-            name = f"trainer.callbacks: {type(callback).__name__}"
-            unfreezes = isinstance(callback, BaseFinetuning)
-            require(not unfreezes, f"{name} does not find sharded weights in the optimizer; take ddp")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Restores what is trainable in a resumed run."""
