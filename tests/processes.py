@@ -105,11 +105,15 @@ class Forked:
         self._process.kill()
 
     def wait(self, timeout: float = 240) -> int:
-        """Waits for the end; returns the exit code."""
+        """Waits for the end; returns the exit code. A failed test shows what a failed process has written."""
         self._process.join(timeout)
-        if self.returncode is None:
+        code = self.returncode
+        if code != 0:
+            for path in sorted(self._outputs.glob("*")):
+                print(f"--- {self._process}, {path.name}:\n{path.read_text(encoding='utf-8', errors='replace')}")
+        if code is None:
             raise subprocess.TimeoutExpired(str(self._process), timeout)
-        return self.returncode
+        return code
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """Waits for the end; returns what was written to stdout and to stderr."""
