@@ -31,6 +31,20 @@ from tinylm.tokenizer import Tokenizer
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
+class StepLoader(DataLoader):
+    """A loader that resumes anywhere without a state of its own: the step, which Lightning restores, is its position.
+
+    Lightning warns of loaders without these two methods.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
 class RunData(pl.LightningDataModule):
     """Batches of a content for the steps of a run.
 
@@ -281,4 +295,4 @@ class RunData(pl.LightningDataModule):
         """Batches in pinned memory for a GPU: Lightning sends them there without waiting."""
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
         pinned = device is not None and device.type == "cuda"
-        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, pin_memory=pinned, **options)
+        return StepLoader(dataset, batch_size=None, num_workers=self.num_workers, pin_memory=pinned, **options)

@@ -36,7 +36,15 @@ from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
-from tinylm.training.module_options import check_losses, check_options, named_optimizer, own_class, padded, plain_values
+from tinylm.training.module_options import (
+    check_losses,
+    check_options,
+    named_optimizer,
+    own_class,
+    padded,
+    plain_values,
+    typed,
+)
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
 from tinylm.training.restoring import accept, checkpoint_entries, frozen_parameters, trained_names
 from tinylm.training.rows import number_rows
@@ -58,6 +66,7 @@ class LitTransformerLM(pl.LightningModule):
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
         stop_agreed: whether any process was, as of the last optimizer step
+        logs_steps: whether the module logs loss, gradient norm and learning rate, as no callback (MetricsLog) does
     """
 
     def __init__(
@@ -88,7 +97,9 @@ class LitTransformerLM(pl.LightningModule):
             vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no padding
         """
         super().__init__()
-        check_options(optimizer, schedule, lora, freeze, loss_rows=loss_rows, vocab_multiple=vocab_multiple)
+        network, lora, freeze = typed(network, ModelConfig), typed(lora, LoRAConfig), typed(freeze, FreezeConfig)
+        optimizer, schedule = typed(optimizer, OptimizerConfig), typed(schedule, ScheduleConfig)
+        check_options(optimizer, schedule, objective, lora, freeze, loss_rows=loss_rows, vocab_multiple=vocab_multiple)
         self.start = None if init_from is None else Start(init_from)
         if self.start is not None:
             require(vocab_multiple is None, "model.vocab_multiple: a base model keeps its own rows; leave it out")
@@ -101,8 +112,11 @@ class LitTransformerLM(pl.LightningModule):
             "optimizer": plain_values(optimizer),
             "schedule": plain_values(schedule),
             "objective": str(objective) if objective is not None else None,
+            "lora": plain_values(lora),
+            "freeze": plain_values(freeze),
+            "vocab_multiple": 1 if self._padded else None,  # `network` has the rows already
         }
-        self.save_hyperparameters(plain)  # plain values, for weights_only=True
+        self.save_hyperparameters(plain)  # plain values, for weights_only=True; `load_from_checkpoint` returns them
         self.net = self._build(freeze)
         self.objective: Any = make_objective(objective)
         check_losses(self, loss_rows, own_forward=self._overrides("forward"), own_loss=self._overrides("summed_loss"))
@@ -113,6 +127,7 @@ class LitTransformerLM(pl.LightningModule):
         self._compiled = CompiledNetwork(self.net) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
+        self.logs_steps = True
         self.resumes = False
         self.stop_wanted: tuple[bool, bool] = (False, False)
         self.stop_agreed = self.stop_wanted
@@ -193,7 +208,8 @@ class LitTransformerLM(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
         self._changed = self.changed
         shard_weights(self)
@@ -269,8 +285,14 @@ class LitTransformerLM(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Reads, where the device checks the steps, whether the one before was finite."""
-        if self._late is not None and finished_step(self.trainer, batch_idx):
+        """Logs the step where no callback does; reads, where the device checks the steps, if the last was finite."""
+        if not finished_step(self.trainer, batch_idx):
+            return
+        if self.logs_steps:
+            others = {f"train/{name}": loss for name, loss in self.other_losses.items()}
+            self.log("train/loss", self.train_loss, prog_bar=True)
+            self.log_dict(others | {"train/grad_norm": self.grad_norm, "lr": self.lr})
+        if self._late is not None:
             self._late.send(self.trainer.global_step)
 
     def settle(self) -> None:
@@ -282,6 +304,8 @@ class LitTransformerLM(pl.LightningModule):
 
     def _synchronize(self) -> None:
         """Sums the loss and the requests to stop over processes, in one exchange."""
+        if not self._step_losses:  # the second of several optimizers
+            return
         names, losses = [*self._step_losses], torch.stack([*self._step_losses.values()])
         self.train_loss, *others = self.agree_to_stop(losses).unbind()
         self.other_losses, self._step_losses = dict(zip(names[1:], others, strict=True)), {}
@@ -405,4 +429,5 @@ class LitTransformerLM(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture, tokenizer or kind of optimizer before any weight is loaded."""
-        accept(checkpoint, self, self._datamodule)
+        if self._trainer is not None:  # without one, `load_from_checkpoint` has made the model by the checkpoint
+            accept(checkpoint, self, self._datamodule)

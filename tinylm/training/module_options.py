@@ -17,6 +17,7 @@ from tinylm.plugins import Part
 def check_options(
     optimizer: OptimizerConfig | Part,
     schedule: ScheduleConfig | Part,
+    objective: Part | None,
     lora: LoRAConfig | None,
     freeze: FreezeConfig | None,
     **counts: int | None,
@@ -27,6 +28,10 @@ def check_options(
     if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):
         rates = f"min_lr={schedule.min_lr} and lr={optimizer.lr}"
         require(schedule.min_lr <= optimizer.lr, f"min_lr must not exceed lr, got {rates}")
+    named = (
+        f"the checkpoint was trained by the objective {objective}: give it to load_from_checkpoint, or objective=None"
+    )
+    require(not isinstance(objective, str), named)
     if lora is not None and freeze is not None:
         raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
 
@@ -57,9 +62,20 @@ def padded(network: ModelConfig, multiple: int | None) -> ModelConfig:
     return replace(network, vocab_size=network.vocab_size + -network.vocab_size % (multiple or 1))
 
 
-def plain_values(config: Any) -> dict[str, Any]:
-    """The options of a config, or the form in which a plug-in is named."""
-    return config.to_dict() if isinstance(config, Part) else vars(config)
+def plain_values(config: Any) -> dict[str, Any] | None:
+    """The options of a config, or the form in which a plug-in is named; None for None."""
+    if config is None:
+        return None
+    return config.to_dict() if isinstance(config, Part) else dict(vars(config))
+
+
+def typed(given: Any, kind: type) -> Any:
+    """The config or plug-in whose `plain_values` are given; anything else as it is."""
+    if not isinstance(given, dict):
+        return given
+    if "class_path" in given:
+        return Part(**given)
+    return ModelConfig.from_dict(given) if kind is ModelConfig else kind(**given)
 
 
 def own_class(module: Any, base: type) -> list[Part]:

@@ -6,7 +6,6 @@ import warnings
 IGNORED = (
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*your dataloader is not resumable.*",  # see data/batches.py
     ".*when logging on epoch level in distributed.*",  # metrics are summed
     ".*from an ambiguous collection.*",  # a Batch has its size found right
     ".*smaller than the logging interval.*",  # MetricsLog counts steps

@@ -121,6 +121,14 @@ class MetricsLog(Callback):
         self._step = -1  # of `latest`
         self._overfitting = OverfittingWatch()
 
+    def setup(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
+        """Logs the steps in place of the module."""
+        pl_module.logs_steps = False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
+        """Lets the module log its steps again."""
+        pl_module.logs_steps = True
+
     def figures(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
         """Loss and throughput as of this step, from the row that was logged or measured now."""
         if trainer.global_step == self._step:

@@ -1,0 +1,181 @@
+"""A Trainer of the user's own, as in a notebook: what Lightning's users expect of any LightningModule."""
+
+import csv
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from tinylm.adapt import FreezeConfig, LoRAConfig
+from tinylm.data import TextDataModule
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig
+from tinylm.plugins import Part
+from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
+from tinylm.training.throughput import MetricsLog, Throughput
+
+QUIET = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu")
+
+
+@pytest.fixture
+def data(corpus, tmp_path) -> TextDataModule:
+    options = dict(max_seq_len=16, batch_size=8, micro_batch_size=4)
+    return TextDataModule(str(corpus), cache_dir=str(tmp_path / "cache"), **options)
+
+
+@pytest.fixture
+def make(data):
+    """make(kind, **options) is a tiny LitTransformerLM, or a subclass."""
+
+    def call(kind=LitTransformerLM, **options) -> LitTransformerLM:
+        torch.manual_seed(0)
+        network = ModelConfig(vocab_size=data.vocab_size, d_model=16, num_layers=2, num_heads=2, max_seq_len=16)
+        return kind(
+            network, options.pop("optimizer", OptimizerConfig(lr=0.01)), ScheduleConfig(warmup_steps=3), **options
+        )
+
+    return call
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """trainer(**options) is a Trainer that writes into a temporary folder and takes four steps."""
+
+    def call(**options) -> pl.Trainer:
+        return pl.Trainer(**{**QUIET, "max_steps": 4, "logger": False, "default_root_dir": tmp_path, **options})
+
+    return call
+
+
+class Watch(pl.Callback):
+    """Records loss, gradient norm and learning rate of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step > len(self.rows):
+            self.rows.append([pl_module.train_loss.item(), pl_module.grad_norm.item(), pl_module.lr])
+
+
+# --- load_from_checkpoint
+
+KINDS = {
+    "plain": {},
+    "adapters": {"lora": LoRAConfig(rank=2, targets=("attention",))},
+    "frozen": {"freeze": FreezeConfig(layers=(0,)), "optimizer": OptimizerConfig(name="muon", lr=0.01)},
+    "padded": {"vocab_multiple": 64},
+    "own optimizer": {"optimizer": Part.of(torch.optim.RAdam)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_is_loaded_from_a_checkpoint_evaluated_and_trained_on(kind, data, make, trainer, tmp_path):
+    first = trainer()
+    first.fit(module := make(**KINDS[kind]), datamodule=data)
+    first.save_checkpoint(path := tmp_path / "four.ckpt")
+    loaded = LitTransformerLM.load_from_checkpoint(path, weights_only=True)
+    assert loaded.network == module.network and loaded.hparams == module.hparams
+    assert loaded.state_dict().keys() == module.state_dict().keys()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, module.state_dict()[name])
+    found, expected = (trainer().validate(each, datamodule=data, verbose=False) for each in (loaded, module))
+    assert found == expected
+    longer = trainer(max_steps=6)
+    longer.fit(loaded, datamodule=data, ckpt_path=path)
+    again = trainer(max_steps=6)
+    again.fit(make(**KINDS[kind]), datamodule=data, ckpt_path=path)
+    for weight, same in zip(loaded.parameters(), again.lightning_module.parameters(), strict=True):
+        assert torch.equal(weight, same) and weight.requires_grad == same.requires_grad
+
+
+def test_a_checkpoint_of_the_command_is_loaded(finished_run):
+    path = finished_run / "checkpoints" / "last.ckpt"
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    loaded = LitTransformerLM.load_from_checkpoint(path, weights_only=True).state_dict()
+    assert weights.keys() == loaded.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_a_loaded_module_does_not_forget_its_objective(make, data, trainer, tmp_path):
+    objective = Part("tinylm.training.DPO")
+    module = make(objective=objective)
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(checkpoint | {"pytorch-lightning_version": pl.__version__}, path := tmp_path / "dpo.ckpt")
+    with pytest.raises(ConfigError, match=r"objective tinylm\.training\.DPO.*: give it to load_from_checkpoint"):
+        LitTransformerLM.load_from_checkpoint(path, weights_only=True)
+    assert LitTransformerLM.load_from_checkpoint(path, weights_only=True, objective=None).objective is None
+    loaded = LitTransformerLM.load_from_checkpoint(path, weights_only=True, objective=objective)
+    assert type(loaded.objective).__name__ == "DPO"
+
+
+# --- what is logged
+
+
+def logged(folder) -> list[dict[str, str]]:
+    """The rows of training in the file of a CSVLogger."""
+    with (folder / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_a_plain_trainer_logs_each_step(data, make, trainer, tmp_path):
+    runner = trainer(logger=(logger := CSVLogger(tmp_path)), callbacks=[watch := Watch()], log_every_n_steps=1)
+    runner.fit(make(), datamodule=data)
+    rows = logged(tmp_path / "lightning_logs" / f"version_{logger.version}")
+    assert len(rows) == len(watch.rows) == 4
+    for row, values in zip(rows, watch.rows, strict=True):
+        assert [float(row[name]) for name in ("train/loss", "train/grad_norm", "lr")] == pytest.approx(values)
+    assert runner.callback_metrics["train/loss"] == pytest.approx(watch.rows[-1][0])  # for callbacks that monitor it
+
+
+def test_a_callback_that_logs_the_steps_is_the_only_one(data, make, trainer, tmp_path):
+    throughput = Throughput()
+    runner = trainer(logger=CSVLogger(tmp_path), callbacks=[throughput, MetricsLog(throughput)], log_every_n_steps=1)
+    runner.fit(module := make(), datamodule=data)
+    assert "train/loss" not in runner.callback_metrics
+    assert len(logged(tmp_path / "lightning_logs" / "version_0")) == 4
+    alone = trainer()
+    alone.fit(module, datamodule=data)  # the module logs again
+    assert "train/loss" in alone.callback_metrics
+
+
+# --- two optimizers
+
+
+class Two(LitTransformerLM):
+    """The embedding has an optimizer of its own, and both are stepped by hand."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        halves = self.net.embedding.parameters(), self.net.blocks.parameters()
+        return [torch.optim.SGD(half, lr=0.1) for half in halves]
+
+    def training_step(self, batch, batch_idx):
+        self.batch = batch
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def test_two_optimizers_stepped_by_hand_move_their_weights(corpus, make, trainer, tmp_path):
+    data = TextDataModule(str(corpus), max_seq_len=16, batch_size=8, cache_dir=str(tmp_path / "cache"))
+    module = make(Two)
+    before = {name: weight.clone() for name, weight in module.net.named_parameters()}
+    runner = trainer(max_steps=2)  # of Lightning, which counts each optimizer: one batch
+    runner.fit(module, datamodule=data)
+    batch = module.batch
+    plain = make()
+    plain.net.load_state_dict(before, strict=False)  # the head is tied
+    loss = plain.net(batch.inputs, targets=batch.targets) / batch.num_targets
+    loss.backward()
+    for name, weight in module.net.named_parameters():
+        moves = name.startswith(("embedding", "blocks"))
+        step = 0.1 * plain.net.get_parameter(name).grad if moves else torch.zeros(())
+        torch.testing.assert_close(weight, before[name] - step, atol=1e-6, rtol=0)
+    assert module.train_loss == pytest.approx(loss.item())
