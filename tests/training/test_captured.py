@@ -76,7 +76,7 @@ def state(module: LitTransformerLM) -> list[torch.Tensor]:
 def assert_same(one: LitTransformerLM, other: LitTransformerLM) -> None:
     for ours, theirs in zip(state(one), state(other), strict=True):
         assert torch.equal(ours, theirs)
-    assert one.lr == other.lr
+    assert one.step_lr == other.step_lr
     assert one.trainer.fit_loop.state_dict() == other.trainer.fit_loop.state_dict()
 
 
@@ -223,7 +223,7 @@ def test_callbacks_see_losses_and_requests_to_stop_as_ever(fit, graphs):
 
         class Look(pl.Callback):
             def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx, seen=seen):
-                seen.append((outputs["loss"], module.train_loss.item(), module.lr, module.stop_agreed))
+                seen.append((outputs["loss"], module.train_loss.item(), module.step_lr, module.stop_agreed))
                 module.stop_wanted = (trainer.global_step >= 8, False)
 
         fit(captured=captured_run, callbacks=[Look()])

@@ -6,12 +6,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 
 from tinylm.adapt import FreezeConfig, LoRAConfig
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
-from tinylm.plugins import Part
+from tinylm.plugins import Part, trust
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.throughput import MetricsLog, Throughput
 
@@ -56,7 +57,7 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step > len(self.rows):
-            self.rows.append([pl_module.train_loss.item(), pl_module.grad_norm.item(), pl_module.lr])
+            self.rows.append([pl_module.train_loss.item(), pl_module.grad_norm.item(), pl_module.step_lr])
 
 
 # --- load_from_checkpoint
@@ -137,6 +138,39 @@ def test_a_callback_that_logs_the_steps_is_the_only_one(data, make, trainer, tmp
     alone = trainer()
     alone.fit(module, datamodule=data)  # the module logs again
     assert "train/loss" in alone.callback_metrics
+
+
+# --- the learning rate finder
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(lr=0.5), Part("torch.optim.RAdam", {"lr": 0.5})])
+def test_the_learning_rate_that_was_found_is_used(optimizer, data, make, trainer, monkeypatch):
+    trust(["torch"])
+    module, runner = make(optimizer=optimizer), trainer(max_steps=40)
+    assert module.learning_rate == 0.5
+    found = Tuner(runner).lr_find(module, datamodule=data, num_training=40).suggestion()
+    assert found != 0.5 and module.learning_rate == found
+    after = trainer(callbacks=[watch := Watch()])
+    after.fit(module, datamodule=data)
+    assert max(rate for _, _, rate in watch.rows) == found
+    assert loaded_rate(module.hparams["optimizer"]) == found
+
+
+def loaded_rate(options) -> float:
+    """The learning rate in a checkpoint's hyperparameters."""
+    return options.get("init_args", options)["lr"]
+
+
+class Own(LitTransformerLM):
+    """Its optimizer is its own."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_learning_rate_that_would_do_nothing_is_not_set(data, make, trainer):
+    with pytest.raises(AttributeError, match=r"(?s)learning rate finder.*should have one of these fields"):
+        Tuner(trainer()).lr_find(make(Own), datamodule=data)
 
 
 # --- two optimizers

@@ -124,7 +124,7 @@ class CapturedSteps(_AutomaticOptimization):
             captured.replay()
             self.module.train_loss, self.module.grad_norm, self._loss = captured.results
             self.module.agree_to_stop(self.module.train_loss)  # which on_before_optimizer_step does on the host
-        self.module.lr = base_rate(optimizer)  # not the tensor that the optimizer read
+        self.module.step_lr = base_rate(optimizer)  # not the tensor that the optimizer read
 
     def _find(self, optimizer: Any) -> Captured | None:
         """The graph of the signature of this step, captured now if it is due."""

@@ -39,11 +39,13 @@ from tinylm.training.metrics import TextMetrics
 from tinylm.training.module_options import (
     check_losses,
     check_options,
+    learning_rate,
     named_optimizer,
     own_class,
     padded,
     plain_values,
     typed,
+    with_learning_rate,
 )
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
 from tinylm.training.restoring import accept, checkpoint_entries, frozen_parameters, trained_names
@@ -61,7 +63,7 @@ class LitTransformerLM(pl.LightningModule):
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
         other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
-        lr: learning rate of the last optimizer step, without the factors of muP
+        step_lr: learning rate of the last optimizer step, without the factors of muP
         plugins: the user's classes and functions that take part in training, by name
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
@@ -126,7 +128,7 @@ class LitTransformerLM(pl.LightningModule):
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
         self._compiled = CompiledNetwork(self.net) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
-        self.lr = 0.0
+        self.step_lr = 0.0
         self.logs_steps = True
         self.resumes = False
         self.stop_wanted: tuple[bool, bool] = (False, False)
@@ -160,6 +162,17 @@ class LitTransformerLM(pl.LightningModule):
         """Name of the optimizer, for the user. A subclass may have one of its own."""
         own = not isinstance(self.optimizer, Part) and self._overrides("configure_optimizers")
         return f"optimizer of {type(self).__name__}" if own else named_optimizer(self.optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's learning rate in the config. Lightning's `Tuner.lr_find` sets it."""
+        return learning_rate(self.optimizer, own=self.optimizer_name if self._overrides("configure_optimizers") else "")
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimizer = with_learning_rate(self.optimizer, value)
+        check_options(self.optimizer, self.schedule)
+        self.hparams["optimizer"] = plain_values(self.optimizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -263,7 +276,7 @@ class LitTransformerLM(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Measures the step just before the optimizer changes the weights, and refuses one that is not finite."""
         self._synchronize()
-        self.lr = base_rate(optimizer)
+        self.step_lr = base_rate(optimizer)
         gradients = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
@@ -291,7 +304,7 @@ class LitTransformerLM(pl.LightningModule):
         if self.logs_steps:
             others = {f"train/{name}": loss for name, loss in self.other_losses.items()}
             self.log("train/loss", self.train_loss, prog_bar=True)
-            self.log_dict(others | {"train/grad_norm": self.grad_norm, "lr": self.lr})
+            self.log_dict(others | {"train/grad_norm": self.grad_norm, "lr": self.step_lr})
         if self._late is not None:
             self._late.send(self.trainer.global_step)
 

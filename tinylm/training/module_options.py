@@ -17,9 +17,9 @@ from tinylm.plugins import Part
 def check_options(
     optimizer: OptimizerConfig | Part,
     schedule: ScheduleConfig | Part,
-    objective: Part | None,
-    lora: LoRAConfig | None,
-    freeze: FreezeConfig | None,
+    objective: Part | None = None,
+    lora: LoRAConfig | None = None,
+    freeze: FreezeConfig | None = None,
     **counts: int | None,
 ) -> None:
     """Raises ConfigError for an invalid option or combination; `counts` are None or at least 1."""
@@ -88,3 +88,21 @@ def own_class(module: Any, base: type) -> list[Part]:
 def named_optimizer(optimizer: OptimizerConfig | Part) -> str:
     """The name of an optimizer, for the user."""
     return optimizer.class_path.rpartition(".")[2] if isinstance(optimizer, Part) else optimizer.name
+
+
+def learning_rate(optimizer: OptimizerConfig | Part, own: str = "") -> float:
+    """The learning rate of an optimizer's config; `own` names one that a subclass makes, which has no config.
+
+    Raises:
+        AttributeError: if there is none. Lightning then says so where it wants one.
+    """
+    if own or (isinstance(optimizer, Part) and "lr" not in optimizer.init_args):
+        raise AttributeError(f"{own or optimizer}: no learning rate in the config")
+    return optimizer.init_args["lr"] if isinstance(optimizer, Part) else optimizer.lr
+
+
+def with_learning_rate(optimizer: OptimizerConfig | Part, lr: float) -> OptimizerConfig | Part:
+    """The config of an optimizer with another learning rate."""
+    if isinstance(optimizer, Part):
+        return Part(optimizer.class_path, optimizer.init_args | {"lr": lr})
+    return replace(optimizer, lr=lr)

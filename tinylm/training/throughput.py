@@ -148,7 +148,7 @@ class MetricsLog(Callback):
             "train/loss": pl_module.train_loss.item(),
             **{f"train/{name}": loss.item() for name, loss in pl_module.other_losses.items()},
             "train/grad_norm": pl_module.grad_norm.item(),
-            "lr": pl_module.lr,
+            "lr": pl_module.step_lr,
             **self.throughput.read(trainer, pl_module),
         }
         self._step = step
