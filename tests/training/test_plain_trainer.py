@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
+from torch.nn.functional import cross_entropy
 
 from tinylm.adapt import FreezeConfig, LoRAConfig
 from tinylm.data import TextDataModule
@@ -14,6 +15,7 @@ from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
 from tinylm.plugins import Part, trust
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
+from tinylm.training.module_options import HOOKS
 from tinylm.training.throughput import MetricsLog, Throughput
 
 QUIET = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu")
@@ -213,3 +215,44 @@ def test_two_optimizers_stepped_by_hand_move_their_weights(corpus, make, trainer
         step = 0.1 * plain.net.get_parameter(name).grad if moves else torch.zeros(())
         torch.testing.assert_close(weight, before[name] - step, atol=1e-6, rtol=0)
     assert module.train_loss == pytest.approx(loss.item())
+
+
+# --- hooks of a subclass
+
+
+class Tuned(LitTransformerLM):
+    """A loss of its own, and hooks that call those of tinylm; its methods that replace others may do so."""
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch.inputs, batch.documents)
+        return cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+
+    def on_validation_epoch_end(self):
+        LitTransformerLM.on_validation_epoch_end(self)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+
+
+def test_a_training_step_of_its_own_has_its_loss_recorded(data, make, trainer):
+    """Each micro-batch has as many targets, so the mean of their losses is the loss over all targets."""
+    rows = []
+    for kind in (Tuned, LitTransformerLM):
+        runner = trainer(callbacks=[watch := Watch()], gradient_clip_val=1.0, precision="64-true")
+        runner.fit(make(kind), datamodule=data)
+        rows.append(watch.rows)
+    assert rows[0] == [pytest.approx(row, abs=1e-10) for row in rows[1]] and len(rows[0]) == 4
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_that_leaves_out_that_of_tinylm_is_refused(name, make):
+    def hook(self, *arguments):
+        return None
+
+    with pytest.raises(ConfigError, match=rf"Mine\.{name}: tinylm has work to do there; call super\(\)\.{name}\("):
+        make(type("Mine", (LitTransformerLM,), {name: hook}))
+    with pytest.raises(ConfigError, match=rf"Below\.{name}: "):  # a subclass of one that calls it
+        make(type("Below", (type("Above", (Tuned,), {}),), {name: hook}))

@@ -37,6 +37,7 @@ from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.module_options import (
+    check_hooks,
     check_losses,
     check_options,
     learning_rate,
@@ -44,6 +45,7 @@ from tinylm.training.module_options import (
     own_class,
     padded,
     plain_values,
+    replaces,
     typed,
     with_learning_rate,
 )
@@ -121,6 +123,7 @@ class LitTransformerLM(pl.LightningModule):
         self.save_hyperparameters(plain)  # plain values, for weights_only=True; `load_from_checkpoint` returns them
         self.net = self._build(freeze)
         self.objective: Any = make_objective(objective)
+        check_hooks(type(self), LitTransformerLM)
         check_losses(self, loss_rows, own_forward=self._overrides("forward"), own_loss=self._overrides("summed_loss"))
         self.net.loss_rows = loss_rows
         self.plugins = [part for part in (optimizer, schedule, objective) if isinstance(part, Part)]
@@ -239,6 +242,13 @@ class LitTransformerLM(pl.LightningModule):
         share = losses["loss"] + losses.get(AUXILIARY, 0.0)
         # undoes Lightning's division by micro-batches and its average over devices
         return share * (self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[0])
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Computes the gradient. A subclass with a training_step of its own has its loss recorded here."""
+        if replaces(type(self), LitTransformerLM, "training_step"):  # Lightning averages over devices
+            share = loss.detach() / data_ranks(self.trainer)[0]
+            self._step_losses["loss"] = self._step_losses.get("loss", 0.0) + share
+        super().backward(loss, *args, **kwargs)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the targets of a batch: the loss, the other losses of the objective, those of the network."""

@@ -1,5 +1,6 @@
-"""The options of LitTransformerLM: those that exclude one another, and their form in a checkpoint."""
+"""The options of LitTransformerLM: those that exclude one another, and their form in a checkpoint; its subclasses."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,36 @@ def own_class(module: Any, base: type) -> list[Part]:
     kind = type(module)
     ours = kind.__module__ in ("__main__", base.__module__)
     return [Part.of(kind)] if not ours and kind.__qualname__.isidentifier() else []
+
+
+HOOKS = (  # in which LitTransformerLM itself has work to do
+    "setup", "configure_model", "on_train_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_end",
+    "on_validation_start", "on_validation_epoch_start", "validation_step", "on_validation_epoch_end",
+    "on_test_epoch_start", "test_step", "on_test_epoch_end", "on_save_checkpoint", "on_load_checkpoint",
+)  # fmt: skip
+
+
+def check_hooks(kind: type, base: type) -> None:
+    """Refuses a subclass of `base` with a hook that does not call that of `base`.
+
+    Raises:
+        ConfigError: naming the hook.
+    """
+    for name in HOOKS:
+        call = f"super().{name}({', '.join([*inspect.signature(getattr(base, name)).parameters][1:])})"
+        require(
+            not replaces(kind, base, name), f"{kind.__name__}.{name}: tinylm has work to do there; call {call} in it"
+        )
+
+
+def replaces(kind: type, base: type, name: str) -> bool:
+    """Whether a subclass of `base` has this method without calling that of `base`."""
+    for each in kind.__mro__[: kind.__mro__.index(base)]:
+        if method := vars(each).get(name):
+            code = getattr(inspect.unwrap(method), "__code__", None)
+            if code is not None and not {"super", base.__name__} & {*code.co_names}:
+                return True
+    return False
 
 
 def named_optimizer(optimizer: OptimizerConfig | Part) -> str:
