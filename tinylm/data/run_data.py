@@ -38,11 +38,11 @@ class StepLoader(DataLoader):
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Ignores the state."""
 
 
 class RunData(pl.LightningDataModule):

@@ -29,10 +29,9 @@ def check_options(
     if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):
         rates = f"min_lr={schedule.min_lr} and lr={optimizer.lr}"
         require(schedule.min_lr <= optimizer.lr, f"min_lr must not exceed lr, got {rates}")
-    named = (
-        f"the checkpoint was trained by the objective {objective}: give it to load_from_checkpoint, or objective=None"
-    )
-    require(not isinstance(objective, str), named)
+    if isinstance(objective, str):  # in a checkpoint it is only described
+        remedy = "give it to load_from_checkpoint, or objective=None"
+        raise ConfigError(f"the checkpoint was trained by the objective {objective}: {remedy}")
     if lora is not None and freeze is not None:
         raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
 
@@ -100,10 +99,9 @@ def check_hooks(kind: type, base: type) -> None:
         ConfigError: naming the hook.
     """
     for name in HOOKS:
-        call = f"super().{name}({', '.join([*inspect.signature(getattr(base, name)).parameters][1:])})"
-        require(
-            not replaces(kind, base, name), f"{kind.__name__}.{name}: tinylm has work to do there; call {call} in it"
-        )
+        if replaces(kind, base, name):
+            call = f"super().{name}({', '.join([*inspect.signature(getattr(base, name)).parameters][1:])})"
+            raise ConfigError(f"{kind.__name__}.{name}: tinylm has work to do there; call {call} in it")
 
 
 def replaces(kind: type, base: type, name: str) -> bool:
