@@ -15,7 +15,7 @@ from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
 from tinylm.plugins import Part, trust
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
-from tinylm.training.module_options import HOOKS
+from tinylm.training.module_options import hooks
 from tinylm.training.throughput import MetricsLog, Throughput
 
 QUIET = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu")
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_the_command_is_loaded(finished_run):
     assert weights.keys() == loaded.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
-def test_a_loaded_module_does_not_forget_its_objective(make, data, trainer, tmp_path):
+def test_a_loaded_module_does_not_forget_its_objective(make, tmp_path):
     objective = Part("tinylm.training.DPO")
     module = make(objective=objective)
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
@@ -146,7 +146,7 @@ def test_a_callback_that_logs_the_steps_is_the_only_one(data, make, trainer, tmp
 
 
 @pytest.mark.parametrize("optimizer", [OptimizerConfig(lr=0.5), Part("torch.optim.RAdam", {"lr": 0.5})])
-def test_the_learning_rate_that_was_found_is_used(optimizer, data, make, trainer, monkeypatch):
+def test_the_learning_rate_that_was_found_is_used(optimizer, data, make, trainer):
     trust(["torch"])
     module, runner = make(optimizer=optimizer), trainer(max_steps=40)
     assert module.learning_rate == 0.5
@@ -247,7 +247,7 @@ def test_a_training_step_of_its_own_has_its_loss_recorded(data, make, trainer):
     assert rows[0] == [pytest.approx(row, abs=1e-10) for row in rows[1]] and len(rows[0]) == 4
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", hooks(LitTransformerLM))
 def test_a_hook_that_leaves_out_that_of_tinylm_is_refused(name, make):
     def hook(self, *arguments):
         return None

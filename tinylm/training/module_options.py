@@ -85,11 +85,10 @@ def own_class(module: Any, base: type) -> list[Part]:
     return [Part.of(kind)] if not ours and kind.__qualname__.isidentifier() else []
 
 
-HOOKS = (  # in which LitTransformerLM itself has work to do
-    "setup", "configure_model", "on_train_start", "on_before_optimizer_step", "on_train_batch_end", "on_train_end",
-    "on_validation_start", "on_validation_epoch_start", "validation_step", "on_validation_epoch_end",
-    "on_test_epoch_start", "test_step", "on_test_epoch_end", "on_save_checkpoint", "on_load_checkpoint",
-)  # fmt: skip
+def hooks(base: type) -> list[str]:
+    """The hooks and evaluation steps in which LitTransformerLM, `base`, has work to do itself."""
+    others = ("setup", "configure_model", "validation_step", "test_step")
+    return [name for name in vars(base) if name.startswith("on_") or name in others]
 
 
 def check_hooks(kind: type, base: type) -> None:
@@ -98,7 +97,7 @@ def check_hooks(kind: type, base: type) -> None:
     Raises:
         ConfigError: naming the hook.
     """
-    for name in HOOKS:
+    for name in hooks(base):
         if replaces(kind, base, name):
             call = f"super().{name}({', '.join([*inspect.signature(getattr(base, name)).parameters][1:])})"
             raise ConfigError(f"{kind.__name__}.{name}: tinylm has work to do there; call {call} in it")
