@@ -125,7 +125,7 @@ def test_the_schedule_scales_every_group_alike_and_the_base_rate_is_that_of_the_
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen or (parameter.ndim == 2 and name.startswith("blocks.")))
         optimizer = make_optimizer(model, OptimizerConfig(lr=0.01))
-        scheduler = make_scheduler(optimizer, ScheduleConfig(name="linear", warmup_steps=0, min_lr=0.002), 10)
+        scheduler = make_scheduler(optimizer, ScheduleConfig(name="linear", warmup_steps=0, min_lr=0.002), lambda: 10)
         assert base_rate(optimizer) == pytest.approx(0.01)
         for _ in range(5):
             optimizer.step()
@@ -151,7 +151,7 @@ def test_optimizers_without_a_rule_are_refused_by_name(config, message):
 def test_a_scheduler_that_sets_rates_of_its_own_is_refused():
     optimizer = make_optimizer(network(64, 16), OptimizerConfig())
     with pytest.raises(ConfigError, match="ConstantLR: sets rates that mup_base_width scales; use a function"):
-        make_scheduler(optimizer, Part.of(torch.optim.lr_scheduler.ConstantLR), 9)
+        make_scheduler(optimizer, Part.of(torch.optim.lr_scheduler.ConstantLR), lambda: 9)
 
 
 @pytest.mark.parametrize("field", ["norm", "attention", "feedforward", "positional_encoding"])

@@ -50,7 +50,7 @@ def test_a_group_added_during_the_run_follows_the_schedule_from_its_own_rate():
     """From 1 to 0 in 10 steps: the factor is 0.6 when a rate of 0.3 is added, so it stands for 0.5."""
     first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = torch.optim.SGD([first], lr=2.0)
-    scheduler = make_scheduler(optimizer, ScheduleConfig(name="linear", warmup_steps=0), 10)
+    scheduler = make_scheduler(optimizer, ScheduleConfig(name="linear", warmup_steps=0), lambda: 10)
     found = []
     for step in range(7):
         if step == 4:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tinylm.experiments.dial import Choice
 
 AUTO, OPTIONS = "auto", ("--budget", "--params")
-CHOSEN = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.limit_train_batches")
+CHOSEN = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "run.seconds", "trainer.limit_train_batches")
 UNKNOWN = {  # options that the law does not cover
     "model.init_from": "a base model has its own size",
     "model.lora": "adapters need a base model",
@@ -172,7 +172,9 @@ def promise(choice: "Choice") -> str:
         loss, low, high = choice.expected
         above = loss / choice.floor - 1
         loss = f"validation loss {loss:.4f} ({low:.4f} to {high:.4f}), {above:.1%} above the best possible"
-    return f"{loss}; {duration(choice.seconds)} in all (within 10%); memory {choice.memory / 1e9:.2f} GB"
+    time = duration(choice.seconds)
+    time = f"{time} in all" if "seconds" in choice.values["run"] else f"about {time} in all"
+    return f"{loss}; {time}; memory {choice.memory / 1e9:.2f} GB"
 
 
 def _announce(choice: "Choice", path: Path | None) -> None:

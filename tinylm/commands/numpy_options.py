@@ -33,6 +33,8 @@ def check(config: Any, defaults: Any) -> None:
             raise ConfigError(f"model.{name}: {NOT_HERE}")
     if config.model.optimizer.ns_dtype != "auto":
         raise ConfigError(f"model.optimizer.ns_dtype: {NOT_HERE}")
+    if config.run.seconds is not None:
+        raise ConfigError(f"run.seconds: {NOT_HERE}")
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {config.threads}")
     _check_trainer(config.trainer, defaults.trainer)

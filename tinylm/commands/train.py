@@ -19,8 +19,8 @@ from tinylm.locate import command, find_config
 from tinylm.runs.folder import check_place
 
 OF_TRAINING = (  # options that only `fit` uses, or the beginnings of their names
-    "run.prompts", "run.sample_tokens", "run.peak_flops", "model.optimizer", "model.schedule", "model.objective",
-    "trainer.max_", "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches",
+    "run.prompts", "run.sample_tokens", "run.seconds", "run.peak_flops", "model.optimizer", "model.schedule",
+    "model.objective", "trainer.max_", "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
     "trainer.log_every_n_steps", "data.train_tokens", "data.weights",
 )  # fmt: skip

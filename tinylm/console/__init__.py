@@ -1,6 +1,14 @@
 """Shared by all commands: options, one-line errors and exit codes, Ctrl-C, tables and terminal colours."""
 
-from tinylm.console.exits import check_interrupt, exit_code, interruptible, prepare_process, print_error, process_rank
+from tinylm.console.exits import (
+    check_interrupt,
+    exit_code,
+    interruptible,
+    prepare_process,
+    print_error,
+    process_rank,
+    seconds_since_start,
+)
 from tinylm.console.options import (
     THEME,
     THEMES,
@@ -32,6 +40,7 @@ __all__ = [
     "print_error",
     "process_rank",
     "scaled",
+    "seconds_since_start",
     "shaded",
     "table",
     "use_color",

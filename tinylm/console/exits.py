@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -129,6 +130,11 @@ def check_interrupt() -> None:
 # --- the process
 
 
+def seconds_since_start() -> float:
+    """Seconds since this process began its command."""
+    return time.perf_counter() - _started
+
+
 def process_rank() -> int:
     """The rank of this process, read from the launcher's environment; 0 for a single process."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # of torchrun, Lightning's own launcher, srun
@@ -137,8 +143,13 @@ def process_rank() -> int:
     return 0
 
 
+_started = time.perf_counter()
+
+
 def prepare_process() -> None:
-    """Writes UTF-8 on any console, and prints the Python line of a crash in native code."""
+    """Starts the clock of the command, writes UTF-8 on any console, and shows where native code crashes."""
+    global _started
+    _started = time.perf_counter()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles

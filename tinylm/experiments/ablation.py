@@ -30,7 +30,7 @@ KEYS = ("base", "variants", "grid", "seeds", "budget")
 UNITS = ("steps", "tokens", "flops", "seconds")
 BASE = "base"
 DECIDED = {"seed_everything": "seeds", "trainer.max_steps": "budget", "trainer.max_epochs": "budget",
-           "trainer.max_time": "budget", "run.name": "name", "run.dir": "--out"}  # fmt: skip
+           "trainer.max_time": "budget", "run.seconds": "budget", "run.name": "name", "run.dir": "--out"}  # fmt: skip
 """Options that a variant cannot set, and the entry that sets them."""
 
 

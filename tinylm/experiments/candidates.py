@@ -180,6 +180,8 @@ class Candidates:
                 "log_every_n_steps": max(1, min(50, steps // 10)),
             },
         }
+        if self.budget.seconds is not None:
+            values["run"]["seconds"] = self.budget.seconds
         if not self.device.on_cpu:
             values["trainer"]["devices"] = 1  # whose speed was measured
         for name, value in self.given.items():

@@ -37,7 +37,7 @@ class Choice:
         epochs: passes over the training text
         expected: validation loss in nats per token; None if the law does not predict it
         floor: the lowest possible loss; None if it is unknown
-        seconds: from the start of the command to its end
+        seconds: from the start of the command to its end, which a budget of time fixes
         memory: bytes of the process at its peak
         reason: why no loss is expected
     """
@@ -166,7 +166,7 @@ class Dial:
             epochs=tokens / runs.data.content.num_tokens("train"),
             expected=expected,
             floor=floor,
-            seconds=time.perf_counter() - self.started + beside + steps * step,
+            seconds=budget.seconds or time.perf_counter() - self.started + beside + steps * step,
             memory=memory,
             reason=reason,
         )

@@ -89,7 +89,7 @@ def train(texts: Texts, network: ModelConfig, optimizer: OptimizerConfig, schedu
     model = TransformerLM(network)
     tune_for_training(model)
     optim = make_optimizer(model, optimizer, fused=True)
-    scheduler = make_scheduler(optim, schedule, steps)
+    scheduler = make_scheduler(optim, schedule, lambda: steps)
     batches = texts.data.content.training(1, 1, 0)
     started = time.perf_counter()
     for step in range(steps):

@@ -51,13 +51,13 @@ class Rates(LambdaLR):
         return [group["initial_lr"] * now for group in self.optimizer.param_groups]
 
 
-def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_steps: int) -> LRScheduler:
+def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_steps: Callable[[], int]) -> LRScheduler:
     """The scheduler of a run.
 
     Args:
         optimizer: with its `lr`
         config: the schedule, or a class or function of the user's choice
-        total_steps: optimizer steps of the run
+        total_steps: gives the optimizer steps of the run, as planned at the time
 
     Raises:
         ConfigError: if a class or function cannot be used.
@@ -71,7 +71,7 @@ def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_st
     if isinstance(config, Part):
         return Rates(optimizer, _checked(config.make_function("step", "total_steps", field=FIELD), config, total_steps))
     require(config.min_lr <= lr, f"min_lr must not exceed lr, got min_lr={config.min_lr} and lr={lr}")
-    return Rates(optimizer, lambda step: learning_rate(step, total_steps, lr, config) / lr)
+    return Rates(optimizer, lambda step: learning_rate(step, total_steps(), lr, config) / lr)
 
 
 def is_scheduler(part: Part) -> bool:
@@ -80,9 +80,9 @@ def is_scheduler(part: Part) -> bool:
     return isinstance(found, type) and issubclass(found, LRScheduler)
 
 
-def _checked(function: Callable[[int, int], Any], part: Part, total_steps: int) -> Callable[[int], float]:
+def _checked(function: Callable[[int, int], Any], part: Part, total_steps: Callable[[], int]) -> Callable[[int], float]:
     def factor(step: int) -> float:
-        found = function(step, total_steps)
+        found = function(step, total_steps())
         if not isinstance(found, int | float) or not 0 <= found < math.inf:
             raise NumericError(f"{FIELD}: {part}: must give a factor from 0 up, got {found} for step {step}")
         return float(found)

@@ -16,7 +16,7 @@ from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import file_size, parse_json, read_range
 from tinylm.locate import command
 from tinylm.runs.folder import is_finished
-from tinylm.runs.lineage import network_config, read_config, token_counter
+from tinylm.runs.lineage import network_config, planned_steps, read_config, token_counter
 from tinylm.runs.metrics import read_metrics
 
 
@@ -75,13 +75,12 @@ def read_run(folder: Path) -> Row:
     with reading(folder):
         config = read_config(folder)
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
-        planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
         tokens = token_counter(folder, config, columns)
         return Row(
             name=folder.name,
             finished=is_finished(folder),
-            planned=planned if planned > 0 else None,
+            planned=planned_steps(config),
             parameters=count_parameters(folder, config),
             tokens=None if tokens is None else float(tokens([steps])[0]) if steps else 0.0,
             steps=steps,

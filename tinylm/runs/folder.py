@@ -36,11 +36,13 @@ class RunConfig:
     dir: str = "runs"
     """Folder of all runs."""
     prompts: tuple[str, ...] | str | None = None
-    """Prompt of the samples, or several. Default: the first words of a validation text."""
+    """Prompts of the samples. Default: from a validation text."""
     sample_tokens: int = 160
     """Length of each sample in tokens; 0 = no samples."""
     output: str | None = None
     """predict: the JSONL file. Default: in the run folder."""
+    seconds: float | None = None
+    """Time for the whole run, to which its steps are adjusted."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device, for the MFU. Default: measured."""
     timeout: float = 300.0
@@ -54,6 +56,8 @@ class RunConfig:
             raise ConfigError(f"run.name must be a plain folder name, got {self.name!r}; set the parent with run.dir")
         if self.sample_tokens < 0:
             raise ConfigError(f"run.sample_tokens must not be negative, got {self.sample_tokens}")
+        if self.seconds is not None and self.seconds <= 0:
+            raise ConfigError(f"run.seconds must be positive, got {self.seconds}")
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ConfigError(f"run.peak_flops must be positive, got {self.peak_flops}")
         if not 1 <= self.timeout < 1e7:

@@ -111,6 +111,12 @@ def unknown_parents(folders: Iterable[Path]) -> list[str]:
     return found
 
 
+def planned_steps(config: dict[str, Any]) -> int | None:
+    """Optimizer steps of a run by its config; None if they follow from epochs, or from `run.seconds`."""
+    steps = config["trainer"]["max_steps"]
+    return steps if steps > 0 and (config.get("run") or {}).get("seconds") is None else None
+
+
 def planned_tokens(config: dict[str, Any]) -> Counter | None:
     """The function from steps to their tokens, as planned; None if the config does not give them, as with pairs."""
     data, network = config.get("data") or {}, (config.get("model") or {}).get("network") or {}

@@ -7,7 +7,7 @@ from typing import Any
 from tinylm.errors import ConfigError, TinyLMError, first_line
 from tinylm.runs.compare import reading
 from tinylm.runs.folder import is_finished
-from tinylm.runs.lineage import read_config
+from tinylm.runs.lineage import planned_steps, read_config
 from tinylm.runs.metrics import read_metrics
 from tinylm.serving.inside import number
 
@@ -49,7 +49,7 @@ class Runs:
         described: dict[str, Any] = {"name": name, "finished": is_finished(folder), "problem": None}
         try:
             version, columns = self._columns(folder)
-            planned = read_config(folder)["trainer"]["max_steps"] if (folder / "config.yaml").is_file() else None
+            planned = planned_steps(read_config(folder)) if (folder / "config.yaml").is_file() else None
         except (TinyLMError, KeyError, TypeError) as error:
             return described | {"version": "", "metrics": [], "step": 0, "planned": None, "problem": first_line(error)}
         step = max((steps[-1] for steps, _ in columns.values()), default=0)

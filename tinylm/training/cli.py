@@ -62,6 +62,7 @@ from tinylm.training.samples import SampleText
 from tinylm.training.stop import GracefulStop
 from tinylm.training.thawed import ThawedParameters
 from tinylm.training.throughput import MetricsLog, Throughput
+from tinylm.training.time_budget import TimeBudget, check_time_budget
 
 
 class TinyLMCLI(LightningCLI):
@@ -150,8 +151,10 @@ class TinyLMCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
+        self.run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         if self.subcommand == "fit":
             check_trainer(config.trainer)
+            check_time_budget(self.run.seconds, config.trainer, config.model.get("schedule"))
         check_devices(config.trainer.accelerator, config.trainer.devices)
         check_loggers(config.trainer.logger)
         for name, part in ModelConfig(vocab_size=1, **network).parts.items():
@@ -159,7 +162,6 @@ class TinyLMCLI(LightningCLI):
         for name in ("objective", "optimizer", "schedule"):
             if isinstance(part := config.model.get(name), Part):
                 part.load(f"model.{name}")
-        self.run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         self.folder, claim = choose_folder(str(self.subcommand), config, self.run)
         self.claims += [] if claim is None else [claim]
         self.command = resume_command("fit", self.folder, dict.fromkeys(trusted_modules(sys.argv[1:])))
@@ -229,7 +231,8 @@ class TinyLMCLI(LightningCLI):
             values = yaml.safe_load(self._config_text)
             given = given_options(self._parser("fit"), values)
             files = RunFiles(self.folder, self._config_text, self.start, sys.argv[2:], given)
-            ours = [files, *ours, ConfigRecord(values), SamePrecision()]
+            timed = [] if self.run.seconds is None else [TimeBudget(self.run.seconds)]
+            ours = [files, *timed, *ours, ConfigRecord(values), SamePrecision()]
         return all_callbacks(config, ours, self.folder)
 
     def _prompts(self) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from tinylm.adapt import trainable_share
-from tinylm.console import plural
+from tinylm.console import duration, plural
 from tinylm.data.run_data import RunData
 from tinylm.errors import notice
 from tinylm.training.remarks import check_warmup, epochs
+from tinylm.training.time_budget import TimeBudget
 
 
 def introduce(trainer: Any, module: Any, data: RunData, precision_reason: str | None) -> None:
@@ -34,10 +35,12 @@ def introduce(trainer: Any, module: Any, data: RunData, precision_reason: str | 
     trainable, weights = trainable_share(module.net)
     if trainable < weights:
         notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
-    describe_training(data, module.optimizer_name, f"{_devices(trainer)}, precision {trainer.precision}")
+    seconds = next((each.seconds for each in trainer.callbacks if isinstance(each, TimeBudget)), None)
+    describe_training(data, module.optimizer_name, f"{_devices(trainer)}, precision {trainer.precision}", seconds)
     if precision_reason is not None:
         notice(f"precision: {trainer.precision} ({precision_reason}); trainer.precision sets another")
-    check_warmup(data, module.schedule, getattr(module.optimizer, "lr", math.nan))
+    if seconds is None:
+        check_warmup(data, module.schedule, getattr(module.optimizer, "lr", math.nan))
     if data.validation_tokens is not None:
         every = f"{data.validation_tokens:,} of {data.content.num_tokens('val'):,} tokens, evenly spaced"
         notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")
@@ -60,6 +63,9 @@ def describe_model(parameters: int, data: RunData, rows: str = "") -> None:
     )
 
 
-def describe_training(data: RunData, optimizer: str, machine: str) -> None:
-    """Prints the steps of the run, the name of its optimizer, and what computes them."""
-    notice(f"training: {data.total_steps:,} steps of {data.step_size} ({epochs(data)}), {optimizer}, {machine}")
+def describe_training(data: RunData, optimizer: str, machine: str, seconds: float | None = None) -> None:
+    """Prints the steps of the run, or the time that decides on them, the name of its optimizer, and what computes."""
+    steps = f"{data.total_steps:,} steps of {data.step_size} ({epochs(data)})"
+    if seconds is not None:
+        steps = f"as many steps of {data.step_size} as fit into {duration(seconds)}"
+    notice(f"training: {steps}, {optimizer}, {machine}")

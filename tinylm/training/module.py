@@ -349,7 +349,7 @@ class LitTransformerLM(pl.LightningModule):
         """The optimizer, and the schedule, which advances with every optimizer step."""
         optimizer = make_optimizer(self.trained, self.optimizer, fused=True)
         self.trained_names = trained_names(self.trained)
-        scheduler = make_scheduler(optimizer, self.schedule, self._datamodule.total_steps)
+        scheduler = make_scheduler(optimizer, self.schedule, lambda: self._datamodule.total_steps)
         self._settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]

@@ -18,6 +18,10 @@ REFRESH = 0.1  # seconds between two changes of the bar, whose loss waits for th
 SILENCE = 30.0  # seconds between two lines without a terminal, at least
 
 
+def _total_steps(trainer: Any) -> int:
+    return trainer.datamodule.total_steps
+
+
 def _validation_tokens(trainer: pl.Trainer) -> int:
     data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     return data.validation_tokens or data.content.num_tokens("val")
@@ -32,7 +36,7 @@ class Progress(ProgressBar):
         self._bar: tqdm | None = None
         self._validation: tqdm | None = None
         self._started = 0.0
-        self._first_step = 0
+        self._first_step = self._said = 0
         self._enabled = True
 
     def enable(self) -> None:
@@ -51,13 +55,13 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Starts the bar at the current step."""
         self._started = self._told = time.perf_counter()
-        self._first_step = trainer.global_step
-        self._total: int = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
+        self._first_step = self._said = trainer.global_step
+        total = _total_steps(trainer)
         terminal = sys.stderr.isatty() and self._enabled
         layout = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
         if terminal:
             self._bar = tqdm(
-                total=self._total, initial=trainer.global_step, bar_format=layout, dynamic_ncols=True, leave=False
+                total=total, initial=trainer.global_step, bar_format=layout, dynamic_ncols=True, leave=False
             )
 
     def on_train_batch_end(
@@ -67,17 +71,21 @@ class Progress(ProgressBar):
         step = trainer.global_step
         if not finished_step(trainer, batch_idx) or not self._enabled:
             return
-        now = time.perf_counter()
+        now, total = time.perf_counter(), _total_steps(trainer)
         elapsed = now - self._started
         if self._bar is not None:
-            if now - self._told > REFRESH or step == self._total:
-                self._told = now
+            if now - self._told > REFRESH or step == total:
+                self._told, self._bar.total = now, total
                 self._bar.set_postfix_str(self._figures(trainer, pl_module), refresh=False)
                 self._bar.update(step - self._bar.n)
-        elif step % max(1, self._total // 10) == 0 or now - self._told > max(SILENCE, elapsed / 2):
-            self._told = now
-            left = elapsed / max(step - self._first_step, 1) * (self._total - step)
-            self.print(f"step {step:,}/{self._total:,} | {self._figures(trainer, pl_module)} | {left:.0f} s left")
+        elif self._is_tenth(step, total) or now - self._told > max(SILENCE, elapsed / 2):
+            self._told, self._said = now, step
+            left = elapsed / max(step - self._first_step, 1) * (total - step)
+            self.print(f"step {step:,}/{total:,} | {self._figures(trainer, pl_module)} | {left:.0f} s left")
+
+    def _is_tenth(self, step: int, total: int) -> bool:
+        """Whether another tenth of the run is done; a tenth is not said twice where the number of steps varies."""
+        return step % max(1, total // 10) == 0 and step - self._said >= total // 20
 
     def _figures(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> str:
         found = self.metrics.figures(trainer, pl_module)

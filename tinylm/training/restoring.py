@@ -14,6 +14,7 @@ from tinylm.optim.scheduler import is_scheduler
 from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.earlier import CONFIG, text_seed_remedy
+from tinylm.training.time_budget import restore_steps
 
 OTHER_ORDER = (
     "the order of training windows has changed since this run began: from here on it reads other "
@@ -73,6 +74,8 @@ def accept(checkpoint: dict[str, Any], module: Any, data: RunData) -> None:
         require(same or not module.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
         admit(module.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
         rescale_progress(checkpoint, module.trainer.accumulate_grad_batches)
+        if module.resumes:
+            restore_steps(module.trainer, checkpoint)
         if checkpoint["global_step"] < data.total_steps:
             enter_next_epoch(checkpoint)
 

@@ -78,6 +78,7 @@ class ExactResume(Callback):
         self._validated = -1  # step of the last complete validation
         self._patience: dict[EarlyStopping, int] = {}
         self._limits: tuple[Any, Any] | None = None
+        self._reached = 0, 0  # steps and epochs of the checkpoint
         self._averages: list[tuple[Any, Any]] = []  # and what they do at the end of training
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adapts the states of checkpoint callbacks to the run's folder, which may be another than it was."""
+        self._reached = checkpoint["global_step"], checkpoint["epoch"] + 1
         states = checkpoint.get("callbacks", {})
         for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
             state = states.get(callback.state_key)
@@ -128,9 +130,10 @@ class ExactResume(Callback):
     def _open_loop(self, trainer: pl.Trainer) -> None:
         loop = trainer.fit_loop
         trainer.num_sanity_val_steps = 0
-        self._limits = loop.epoch_loop.max_steps, loop.max_epochs
-        loop.epoch_loop.max_steps += loop.epoch_loop.max_steps >= 0
-        loop.max_epochs = None if loop.max_epochs is None else loop.max_epochs + (loop.max_epochs >= 0)
+        self._limits = steps, epochs = loop.epoch_loop.max_steps, loop.max_epochs
+        done, entered = self._reached  # which the limits of today may be below
+        loop.epoch_loop.max_steps = max(steps, done) + 1 if steps >= 0 else steps
+        loop.max_epochs = max(epochs, entered) + 1 if epochs is not None and epochs >= 0 else epochs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Repeats a validation in which the run was stopped, and ends a run that was stopped early."""
