@@ -128,7 +128,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be one to three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; set the parent with run.dir"),
-        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run (trainer.max_time may end the run earlier)"),
+        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run (run.seconds adjusts max_steps to a time)"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
         (["--data.train_tokens", "1"], 65, "data.train_tokens: train has 1 tokens, needs at least 2; raise it"),

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 import tinylm
 from tests import processes
 from tests.training import ranks
+from tinylm.errors import ConfigError
+from tinylm.runs.lineage import read_config
 from tinylm.runs.metrics import read_metrics
 from tinylm.tokenizer import BPETokenizer
 from tinylm.training.cli import quiet_lightning
+from tinylm.training.preflight import follow_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
@@ -210,6 +215,50 @@ def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_pat
     model, _ = tinylm.load(tmp_path / "runs/mini")
     other, _ = tinylm.load(tmp_path / "runs/alone")
     torch.testing.assert_close(model.state_dict(), other.state_dict(), atol=1e-4, rtol=0)
+
+
+def by_torchrun(total: int, here: int) -> dict[str, str]:
+    return {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": str(total), "LOCAL_WORLD_SIZE": str(here)}
+
+
+def test_torchrun_decides_on_the_number_of_processes(tiny_yaml, tmp_path):
+    """The config stays open, so that a resumed run may have others."""
+    words = ["fit", "-c", tiny_yaml, "--trainer.max_steps", "2"]
+    started = processes.torchrun(tmp_path, *words, tasks=2)
+    assert [process.wait() for process in started] == [0, 0]
+    assert "2 x CPU" in started[0].communicate()[1]
+    trainer = read_config(tmp_path / "runs/mini")["trainer"]
+    assert (trainer["devices"], trainer["num_nodes"]) == ("auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        ({}, {}, {}),
+        (by_torchrun(8, 4), {}, {"devices": 4, "num_nodes": 2}),
+        (by_torchrun(1, 1), {}, {"devices": 1, "num_nodes": 1}),
+        (by_torchrun(2, 2), {"devices": [0, 3]}, {"num_nodes": 1}),
+        (by_torchrun(2, 2), {"devices": 3},
+         "trainer.devices: torchrun has started 2 processes on this machine, got 3; leave it out"),
+        (by_torchrun(4, 1), {"num_nodes": 3},
+         "trainer.num_nodes: torchrun has started 1 process on each of 4 machines, got 3; leave it out"),
+        (by_torchrun(3, 2), {},
+         "torchrun: must start as many processes on each machine, got 3 on 1"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "2"}, {}, {"devices": 3, "num_nodes": 2}),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}, {}, {}),
+    ],
+)  # fmt: skip
+def test_devices_and_machines_are_those_of_the_launcher(monkeypatch, variables, options, expected):
+    for name in [each for each in os.environ if each.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trainer = SimpleNamespace(**{"devices": "auto", "num_nodes": 1} | options)
+    if isinstance(expected, dict):
+        assert follow_launcher(trainer) == expected
+        return
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        follow_launcher(trainer)
 
 
 @pytest.mark.slow

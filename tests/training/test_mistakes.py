@@ -401,7 +401,9 @@ def test_a_nan_in_float16_is_told_with_the_precision(cli, tiny_yaml):
 
 def test_a_length_in_time_alone_is_refused_for_its_reason(cli, tiny_yaml):
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:03")
-    assert result.code == 2 and "the schedule needs the length of the run (trainer.max_time may end" in result.error
+    assert (
+        result.code == 2 and "the schedule needs the length of the run (run.seconds adjusts max_steps" in result.error
+    )
 
 
 # --- finetuning, and where one is

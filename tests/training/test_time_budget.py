@@ -60,7 +60,7 @@ def fit(cli, tiny_yaml, tmp_path):
     return call
 
 
-def test_the_steps_that_fit_are_trained_and_the_schedule_ends_with_them(fit, clock, tmp_path):
+def test_the_steps_that_fit_are_trained_and_the_schedule_ends_with_them(fit, clock, tmp_path, capfd):
     """Steps of 2 s: (100 - 2) / 2 = 49, where 12 were planned; a cosine from step 2 on, from 0.01 to 0.001."""
     steps, said = fit()
     assert steps == 49 and "tinylm: 49 steps fit into 1 min 40 s, not 12, at this speed" in said
@@ -70,6 +70,8 @@ def test_the_steps_that_fit_are_trained_and_the_schedule_ends_with_them(fit, clo
     assert logged[-1] == 49 and rates[-1] == pytest.approx(rate, rel=1e-6)
     row = read_run(tmp_path / "runs/mini")
     assert (row.steps, row.planned, row.finished) == (49, None, True)
+    assert run_command("reproduce", [str(tmp_path / "runs/mini"), "--run"]) == 2
+    assert "--run: the steps of the run followed the clock (run.seconds)" in capfd.readouterr().err
 
 
 def test_validations_count(fit, clock):

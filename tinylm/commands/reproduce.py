@@ -225,6 +225,8 @@ def check_again(folder: Path, record: dict[str, Any] | None, words: list[str] | 
         raise ConfigError(f"--run: {folder} has no config.yaml; give the run folder")
     if not (folder / "metrics.csv").is_file():
         raise DataError(f"{folder}: has no metrics.csv, so there are no losses to compare with; leave out --run")
+    if (read_config(folder).get("run") or {}).get("seconds") is not None:
+        raise ConfigError("--run: the steps of the run followed the clock (run.seconds), which no second run repeats")
     if launcher := None if record is None else record["compute"].get("launcher"):
         raise ConfigError(f"--run: the run was started by {plain(launcher)}; start the printed command the same way")
     if missing := [each for each in recorded_trust(record) if each not in trust]:

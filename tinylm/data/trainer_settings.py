@@ -9,7 +9,7 @@ from tinylm.errors import ConfigError
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run "
-    "(trainer.max_time may end the run earlier)"
+    "(run.seconds adjusts max_steps to a time)"
 )
 
 

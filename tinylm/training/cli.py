@@ -50,7 +50,7 @@ from tinylm.training.own_data import OwnData
 from tinylm.training.own_data_options import OwnClass, takes
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import check_devices, check_loggers, check_run, check_trainer
+from tinylm.training.preflight import check_devices, check_loggers, check_run, check_trainer, follow_launcher
 from tinylm.training.progress import Progress
 from tinylm.training.quiet import quiet_lightning
 from tinylm.training.ranks import watch_ranks
@@ -197,6 +197,7 @@ class TinyLMCLI(LightningCLI):
         options = {"callbacks": self._callbacks(config), "plugins": plugins, "logger": False}
         if self.subcommand == "fit":
             options["logger"] = all_loggers(config.logger, self.folder)
+        options |= follow_launcher(config)
         options["default_root_dir"] = config.default_root_dir or str(self.folder)
         try:
             trainer = super().instantiate_trainer(**options, **kwargs)

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -11,16 +10,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torchmetrics import MeanMetric
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, ChatTemplate, Template
 from tinylm.data.division import data_ranks
-from tinylm.data.run_data import RunData
-from tinylm.errors import ConfigError
-from tinylm.evaluation.log_probs import token_nats
 from tinylm.kernels.block_masks import use_block_masks
 from tinylm.kernels.compiled import CompiledNetwork
 from tinylm.kernels.rms_norm import tune_for_training
@@ -32,10 +27,9 @@ from tinylm.optim.optimizer import OptimizerConfig, base_rate, check_finite, mak
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.optim.scheduler import Rates, make_scheduler
 from tinylm.plugins import Part
-from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
-from tinylm.training.metrics import TextMetrics
+from tinylm.training.evaluation import EvaluationSteps
 from tinylm.training.module_options import (
     check_hooks,
     check_losses,
@@ -57,7 +51,7 @@ from tinylm.training.sharding import shard_weights
 from tinylm.training.start import Start
 
 
-class LitTransformerLM(pl.LightningModule):
+class LitTransformerLM(EvaluationSteps):
     """A transformer trained to predict the next token.
 
     Attributes:
@@ -122,7 +116,7 @@ class LitTransformerLM(pl.LightningModule):
         }
         self.save_hyperparameters(plain)  # plain values, for weights_only=True; `load_from_checkpoint` returns them
         self.net = self._build(freeze)
-        self.objective: Any = make_objective(objective)
+        self.objective = make_objective(objective)
         check_hooks(type(self), LitTransformerLM)
         check_losses(self, loss_rows, own_forward=self._overrides("forward"), own_loss=self._overrides("summed_loss"))
         self.net.loss_rows = loss_rows
@@ -143,7 +137,7 @@ class LitTransformerLM(pl.LightningModule):
         self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
         self.trained_names: list[str] = []  # at the start; a callback may unfreeze others later
-        self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
+        self._metrics = []
 
     def _build(self, freeze: FreezeConfig | None) -> TransformerLM:
         """The network, new or with the weights of the base model, and with its adapters."""
@@ -178,23 +172,9 @@ class LitTransformerLM(pl.LightningModule):
         self.hparams["optimizer"] = plain_values(self.optimizer)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The data module's tokenizer."""
-        return self._datamodule.tokenizer
-
-    @property
     def template(self) -> Template | ChatTemplate | None:
         """The template of the data module's pairs; None for a text."""
         return self._datamodule.template
-
-    @property
-    def _datamodule(self) -> RunData:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, RunData):
-            raise ConfigError(
-                "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
-            )
-        return datamodule
 
     def setup(self, stage: str) -> None:
         """Checks that tokenizer and network match, and that what callbacks monitor is measured."""
@@ -373,56 +353,6 @@ class LitTransformerLM(pl.LightningModule):
         self._late = late_check(optimizer, self.device, str(self.trainer.precision))
         if self._compiled is not None:
             capture_steps(self.trainer, self)
-
-    # --- evaluation: exact over the whole split, every token once
-
-    def on_validation_epoch_start(self) -> None:
-        """Resets the metrics."""
-        # on the CPU where the device has no float64
-        device = "cpu" if self.device.type == "mps" else self.device
-        self._metrics = [self.new_metrics().to(device)]
-        self._values: dict[str, MeanMetric] = {}  # of the objective
-
-    def new_metrics(self, **options: Any) -> TextMetrics:
-        """The metrics of an evaluation, in which nothing has been counted yet."""
-        data = self._datamodule if self._trainer is not None else None
-        sources = {} if data is None else data.fingerprints
-        return TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths), sources, **options)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the metrics."""
-        self._metrics[0].update(self(batch.inputs, batch.documents), batch.targets, batch.log_prob, batch.source)
-        for name, values in self.objective.evaluate(self, batch).items() if hasattr(self.objective, "evaluate") else ():
-            device = self._metrics[0].nats.device
-            mean: Any = self._values.setdefault(name, MeanMetric()).set_dtype(torch.float64).to(device)
-            mean.update(values.to(device))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
-        self._log_metrics("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Resets the metrics."""
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the metrics."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
-        self._log_metrics("test")
-
-    def _log_metrics(self, split: str) -> None:
-        found = self._metrics[0].compute() | {name: float(mean.compute()) for name, mean in self._values.items()}
-        metrics = {f"{split}/{name}": value for name, value in found.items()}
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
-        nats = token_nats(self(batch.inputs, batch.documents), batch.targets)
-        counts = batch.targets != IGNORE
-        return batch.targets[counts], -nats[counts]
 
     # --- checkpoints
 

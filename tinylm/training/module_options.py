@@ -4,6 +4,7 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from tinylm.adapt import FreezeConfig, LoRAConfig
@@ -88,7 +89,8 @@ def own_class(module: Any, base: type) -> list[Part]:
 def hooks(base: type) -> list[str]:
     """The hooks and evaluation steps in which LitTransformerLM, `base`, has work to do itself."""
     others = ("setup", "configure_model", "validation_step", "test_step")
-    return [name for name in vars(base) if name.startswith("on_") or name in others]
+    ours = [name for each in base.__mro__[: base.__mro__.index(LightningModule)] for name in vars(each)]
+    return [name for name in ours if name.startswith("on_") or name in others]
 
 
 def check_hooks(kind: type, base: type) -> None:

@@ -1,6 +1,7 @@
 """Devices, packages and metrics that a run needs, checked before its first step."""
 
 import contextlib
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from tinylm.data.division import data_ranks
 from tinylm.data.run_data import RunData
 from tinylm.data.trainer_settings import NO_END
 from tinylm.errors import ConfigError, did_you_mean
+from tinylm.runs.folder import started_from_outside
 from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
 from tinylm.training.frozen_start import FrozenStart
@@ -104,6 +106,48 @@ def check_devices(accelerator: Any, devices: Any) -> None:
     there = usable[0].auto_device_count()
     if not on_cpu and max(chosen, default=0) >= there:
         raise ConfigError(f"trainer.devices: this machine has {there}, got {devices}; lower it, or leave it out")
+
+
+def follow_launcher(trainer: Any) -> dict[str, int]:
+    """`devices` and `num_nodes` of the processes that torchrun or srun has started, where the config leaves them open.
+
+    Args:
+        trainer: the config of the Trainer
+
+    Raises:
+        ConfigError: if the config has other numbers.
+    """
+    found = launched()
+    if found is None:
+        return {}
+    launcher, here, machines = found
+    where = "this machine" if machines == 1 else f"each of {machines} machines"
+    started = f"{launcher} has started {here} {'process' if here == 1 else 'processes'} on {where}"
+    is_open = str(trainer.devices) in ("auto", "-1")
+    agrees = is_open or len(chosen_devices(trainer.devices, on_cpu=False)) == here
+    require(agrees, f"trainer.devices: {started}, got {trainer.devices}; leave it out")
+    agrees = trainer.num_nodes in (1, machines)
+    require(agrees, f"trainer.num_nodes: {started}, got {trainer.num_nodes}; leave it out")
+    return {"num_nodes": machines} | ({"devices": here} if is_open else {})
+
+
+def launched() -> tuple[str, int, int] | None:
+    """The launcher of this process among others, their number on a machine, and that of machines; None if it is alone.
+
+    Raises:
+        ConfigError: if the machines have different numbers of processes.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher, total, here = "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = total // here
+    elif started_from_outside() and "SLURM_NTASKS" in os.environ:
+        launcher, total, machines = "srun", int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", 1))
+        here = total // machines
+    else:
+        return None
+    even = f"{launcher}: must start as many processes on each machine, got {total} on {machines}"
+    require(here * machines == total, even)
+    return launcher, here, machines
 
 
 def chosen_devices(devices: Any, on_cpu: bool) -> list[int]:

@@ -83,14 +83,16 @@ class TimeBudget(Callback):
         """Adjusts the number of steps, every fiftieth of the run and a few times in the beginning."""
         step = trainer.global_step
         begins = step & (step - 1) == 0 or not self._marks  # the first is slow, and compiles
-        if not finished_step(trainer, batch_idx) or not (begins or step % max(1, self._steps // CHECKS) == 0):
+        due = step % max(1, self._steps // CHECKS) == 0
+        if not finished_step(trainer, batch_idx) or not (begins or due):
             return
         now = seconds_since_start() - self._beside
         if self._marks:
             pace = (now - self._marks[0][1]) / (step - self._marks[0][0])
             self._steps = trainer.strategy.broadcast(self._fitting(trainer, step, pace))
             set_steps(trainer, self._steps)
-            self._announce()
+            if due:
+                self._announce()
         self._marks.append((step, now))
 
     def _fitting(self, trainer: pl.Trainer, step: int, pace: float) -> int:
