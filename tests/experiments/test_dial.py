@@ -1,5 +1,6 @@
 """The dial: budgets as they are written, the choice against an exhaustive search, and the run that follows."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from tinylm.commands import run_command
 from tinylm.commands.fit_auto import resolve
 from tinylm.errors import ConfigError
-from tinylm.experiments import candidates, dial
+from tinylm.experiments import candidates, dial, grid
 from tinylm.experiments.budget import Budget
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.runs.folder import RUN_FOLDER
@@ -27,6 +28,7 @@ def machine(monkeypatch):
         return 0.002 + SPEED * flops_per_token(workload.network) * workload.batch_size * workload.context
 
     monkeypatch.setattr(dial, "step_seconds", seconds)
+    monkeypatch.setattr(candidates, "measure_peak_flops", lambda *_: 1 / SPEED)
     monkeypatch.setattr(dial, "time", SimpleNamespace(perf_counter=lambda: 100.0))
 
 
@@ -118,6 +120,34 @@ def test_given_options_hold_and_end_the_promise_of_the_loss(tmp_path):
     _, choice = chosen(Budget(flops=2e10), data__corpus=text, data__tokenizer="char", model__network__max_seq_len=64)
     assert choice.reason == "the law holds for the built-in stories" and choice.expected is None
     assert choice.values["data"]["corpus"] == text and choice.values["model"]["network"]["max_seq_len"] == 64
+
+
+@pytest.mark.parametrize(
+    ("overhead", "seconds", "given", "batch"),
+    [
+        (0.05, 300, {}, 16),  # most of a step is overhead: more tokens in little more time
+        (0.02, 120, {}, 8),
+        (0.02, 40, {}, 4),  # the others would leave fewer than 1,000 steps, or a narrow network
+        (0.0, 120, {}, 4),  # nothing is gained
+        (0.05, 300, {"data__batch_size": 4}, 4),
+        (0.05, 300, {"data__micro_batch_size": 16}, 16),
+        (2.0, 10**6, {}, 4),  # a step of two seconds is not measured with more sequences
+    ],
+)
+def test_a_larger_batch_is_taken_if_it_is_faster_and_leaves_enough_steps(monkeypatch, overhead, seconds, given, batch):
+    def measured(workload, kind, precision, spend):
+        return overhead + SPEED * flops_per_token(workload.network) * workload.batch_size * workload.context
+
+    monkeypatch.setattr(dial, "step_seconds", measured)
+    found, choice = chosen(Budget(seconds=seconds), **given)
+    assert choice.values["data"]["batch_size"] == batch
+    width, steps = choice.values["model"]["network"]["d_model"], choice.values["trainer"]["max_steps"]
+    if batch > 4:
+        _, small = chosen(Budget(seconds=seconds), data__batch_size=4)
+        assert steps >= 1000
+        assert found.law.loss(choice.parameters, choice.tokens) < found.law.loss(small.parameters, small.tokens)
+    usual = grid.learning_rate(min(width, candidates.WIDEST), steps)
+    assert choice.values["model"]["optimizer"]["lr"] == pytest.approx(usual * math.sqrt(batch / 4))
 
 
 def test_beyond_the_widths_of_the_law_the_learning_rate_follows_from_mup():

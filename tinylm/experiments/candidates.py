@@ -7,6 +7,8 @@ import math
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from tinylm.data import TextDataModule
 from tinylm.experiments.budget import Budget
 from tinylm.experiments.devices import Device
@@ -16,10 +18,14 @@ from tinylm.experiments.law import Law
 from tinylm.experiments.workload import Workload
 from tinylm.model import ModelConfig, flops_per_token, parameter_count
 from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.training.precision import device_kind
+from tinylm.training.throughput import measure_peak_flops
 
-BATCH = 4  # sequences of the law's runs
+BATCH = 4  # sequences of a step in the law's runs
+LARGER = (8, 16)  # with which enough steps are no worse per token
 STORY = 103  # tokens, on average
 EPOCHS = 2.0  # most passes over the stories
+USED = 0.4  # share of the peak that training uses
 ENCODING = 0.0007  # seconds a story
 FOR_DATA = 0.04  # share of the time that encoding may take
 VAL_STORIES = 160  # as in small.yaml
@@ -35,10 +41,14 @@ class Candidates:
         given: options that the user sets, by dotted name
         law: the scaling law
         device: the device that trains
+
+    Attributes:
+        batch: sequences of a step
     """
 
     def __init__(self, budget: Budget, given: dict[str, Any], law: Law, device: Device) -> None:
         self.budget, self.given, self.law, self.device = budget, given, law, device
+        self.batch: int = given.get("data.batch_size", BATCH)
 
     # --- data
 
@@ -54,16 +64,19 @@ class Candidates:
         return f"stories:{min(max(round(stories / size) * size, 8000), 200_000)}"
 
     def _rough_tokens(self) -> float:
-        """Tokens that the budget allows for training, at a guessed speed."""
+        """Tokens that the budget allows for training, at a speed guessed from the device's peak."""
         if self.budget.parameters is not None:
             return self.law.tokens_of_size(self.budget.parameters)
-        flops = self.budget.flops or 3e10 * (self.budget.seconds or 0.0)
-        return self.law.best(flops).tokens
+        if self.budget.flops is not None:
+            return self.law.best(self.budget.flops).tokens
+        kind = "cpu" if self.device.on_cpu else device_kind("auto")
+        peak = self.device.peak("32-true") or measure_peak_flops(torch.device(kind), torch.float32)
+        return self.law.best(USED * peak * (self.budget.seconds or 0.0)).tokens
 
-    @cached_property
+    @property
     def data_options(self) -> dict[str, Any]:
         """The options below `data`."""
-        options: dict[str, Any] = {"corpus": self.corpus, "tokenizer": "bpe:2048", "batch_size": BATCH}
+        options: dict[str, Any] = {"corpus": self.corpus, "tokenizer": "bpe:2048", "batch_size": self.batch}
         if "data.corpus" not in self.given:
             share = round(VAL_STORIES / int(self.corpus.partition(":")[2]), 4)
             options["split"] = [round(1 - 2 * share, 4), share, share]
@@ -85,7 +98,13 @@ class Candidates:
     @property
     def step_tokens(self) -> int:
         """Tokens of an optimizer step."""
-        return self.data_options["batch_size"] * self.context
+        return self.batch * self.context
+
+    @property
+    def larger_batches(self) -> list[int]:
+        """Batches that could be larger than `BATCH`, unless the user sets one."""
+        micro_batch = self.given.get("data.micro_batch_size") or 1
+        return [] if "data.batch_size" in self.given else [each for each in LARGER if each % micro_batch == 0]
 
     # --- sizes
 
@@ -118,7 +137,7 @@ class Candidates:
 
     def workload(self, width: int) -> Workload:
         """A run of a width, for measurements."""
-        batch = self.data_options["batch_size"]
+        batch = self.batch
         return Workload(
             network=self.network(width),
             optimizer=self.optimizer(width),
@@ -132,8 +151,8 @@ class Candidates:
         )
 
     def optimizer(self, width: int, steps: int = 1000) -> OptimizerConfig:
-        """The optimizer of a run, the same as in the law's runs."""
-        lr = learning_rate(min(width, WIDEST), steps)
+        """The optimizer of a run, the same as in the law's runs; a larger batch has a higher learning rate."""
+        lr = learning_rate(min(width, WIDEST), steps) * math.sqrt(self.batch / BATCH)
         options: dict[str, Any] = {"name": "muon", "lr": lr, "weight_decay": 0.1, "momentum": 0.9}
         return OptimizerConfig(**(options | self._below("model.optimizer")))
 

@@ -24,6 +24,9 @@ START, END = 0.2, 0.4  # time before the first step, and after the last validati
 VALIDATION = 0.06  # time of a validation's checkpoint and sample, as a multiple of the import time
 FORWARD = 0.4  # time of a validation token, as a multiple of that of a training token
 LEAST_STEPS = 40  # fewest steps of a run
+ENOUGH_STEPS = 1000  # of a larger batch, which then learns as much per token
+FULL = 1.0  # seconds of a step that occupies the device fully
+BRIEF = 0.6  # seconds of a measurement that guides the choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,31 +72,62 @@ class Dial:
         self.device: Device = this_machine(str(given.get("trainer.accelerator", "auto")))
         self.runs = Candidates(budget, given, self.law, self.device)
         self.kind = "cpu" if self.device.on_cpu else device_kind("auto")
-        self.speeds: dict[int, float] = {}  # seconds of a step by width
+        self.speeds: dict[int, float] = {}  # seconds of a step by width, with the present batch
 
-    # --- the width
+    # --- batch and width
 
     def choose_width(self) -> int:
-        """The width with the lowest expected loss."""
+        """The best width, and the best batch, which `runs` keeps.
+
+        For a budget of time both are those with the lowest expected loss: most devices process more tokens per second
+        in larger batches. For any other budget the batch is the fastest one.
+        """
+        runs = self.runs
+        width = self._width_of_batch(min(runs.widths, key=lambda width: abs(width - 64)))
+        for larger in runs.larger_batches:
+            if self._seconds(width) > FULL:
+                break
+            smaller, speeds, merit = runs.batch, self.speeds, self._merit(width)
+            runs.batch, self.speeds = larger, {}
+            other = self._width_of_batch(width)
+            if self._tokens(other) < ENOUGH_STEPS * runs.step_tokens or self._merit(other) <= merit:
+                runs.batch, self.speeds = smaller, speeds
+                break
+            width = other
+        return width
+
+    def _merit(self, width: int) -> float:
+        """The merit of a width and the present batch: a low loss if time is limited, tokens per second if not."""
+        if self.budget.seconds is not None:
+            return -self.law.loss(self.runs.parameters(width), max(self._tokens(width), 1.0))
+        return self.runs.step_tokens / self._seconds(width)
+
+    def _width_of_batch(self, first: int) -> int:
+        """The width with the lowest expected loss for the present batch, of which `first` is measured first."""
         budget, runs = self.budget, self.runs
         if (wanted := budget.parameters) is not None:
             return min(runs.widths, key=lambda width: abs(math.log(runs.parameters(width) / wanted)))
         if (flops := budget.flops) is not None:
             return self._best_width(lambda width: flops / runs.flops(width))
-        width = min(runs.widths, key=lambda width: abs(width - 64))
+        width = first
         for _ in range(5):  # each measurement corrects the guess of the speed
             if width in self.speeds:
                 break
-            self._measure(width, 0.6)
+            self._measure(width, BRIEF)
             width = self._best_width(self._tokens_in_time)
         return width
 
     def _best_width(self, tokens: Callable[[int], float]) -> int:
         """The width with the lowest expected loss, among those that could take enough steps."""
         runs, counts = self.runs, {width: tokens(width) for width in self.runs.widths}
-        usable = [width for width, count in counts.items() if count >= LEAST_STEPS * runs.step_tokens]
+        least = ENOUGH_STEPS if runs.batch in runs.larger_batches else LEAST_STEPS
+        usable = [width for width, count in counts.items() if count >= least * runs.step_tokens]
         widths = usable or runs.widths[:1]
         return min(widths, key=lambda width: self.law.loss(runs.parameters(width), max(counts[width], 1.0)))
+
+    def _seconds(self, width: int) -> float:
+        """Seconds of a step, measured unless they have been."""
+        return self.speeds.get(width) or self._measure(width, BRIEF)
 
     def _measure(self, width: int, spend: float) -> float:
         """Measures the seconds of a step, for about as many seconds as `spend`."""
@@ -143,7 +177,7 @@ class Dial:
         """
         width = self.choose_width()
         memory, budget, runs = self._memory(width), self.budget, self.runs
-        step = self._measure(width, min(max(0.02 * (budget.seconds or 60.0), 1.5), 10.0))
+        step = self._measure(width, 1.5)
         beside = self._seconds_beside(width)
         if budget.seconds is not None:
             steps = int(self._tokens_in_time(width) / runs.step_tokens)
@@ -172,7 +206,9 @@ class Dial:
         )
 
     def _tokens(self, width: int) -> float:
-        """Tokens of a run whose time is not limited."""
+        """Tokens of a run."""
+        if self.budget.seconds is not None:
+            return self._tokens_in_time(width)
         if self.budget.flops is not None:
             return self.budget.flops / self.runs.flops(width)
         return self.law.tokens_of_size(self.runs.parameters(width))
