@@ -116,9 +116,9 @@ def test_a_run_that_begins_from_a_checkpoint_has_its_own_time(fit, clock, tmp_pa
 
 
 def test_a_function_of_the_users_follows_and_a_growing_batch_too(fit, clock, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def straight(step, total_steps):\n    return 1 - step / total_steps\n")
+    (tmp_path / "straight_line.py").write_text("def straight(step, total_steps):\n    return 1 - step / total_steps\n")
     monkeypatch.syspath_prepend(tmp_path)
-    schedule = ["--model.schedule", "mine.straight", "--trust", "mine"]
+    schedule = ["--model.schedule", "straight_line.straight", "--trust", "straight_line"]
     steps, _ = fit(*schedule, "--data.batch_schedule", "{5: 4}")  # in one micro-batch each until step 5
     assert steps == 49
     rates = read_metrics(tmp_path / "runs/mini/metrics.csv")["lr"][1]
