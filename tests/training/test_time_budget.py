@@ -16,8 +16,6 @@ from tinylm.runs.metrics import read_metrics
 from tinylm.training import time_budget
 from tinylm.training.cli import TinyLMCLI
 
-ENDING = time_budget.ENDING  # seconds that are kept for the end of a run: 2
-
 
 @dataclass
 class Clock(pl.Callback):

@@ -235,11 +235,22 @@ class RunData(pl.LightningDataModule):
         if not self.validates:
             return None
         if limit is None:
-            every = trainer.val_check_interval
-            steps = every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch
-            trained = min(steps, self.total_steps) * self.batch_size * self.content.sequence_length
+            steps = min(self.steps_between_validations, self.total_steps)
+            trained = steps * self.batch_size * self.content.sequence_length
             limit = max(trained // 8, VALIDATION_TOKENS)
         return limit if limit < self.content.num_tokens("val") else None
+
+    @property
+    def steps_between_validations(self) -> int:
+        """Optimizer steps from one validation to the next, after `setup`."""
+        trainer: Any = self.trainer
+        every = trainer.val_check_interval  # in micro-batches by now, or the whole epoch
+        return every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch
+
+    @property
+    def tokens_of_validation(self) -> int:
+        """Tokens that a validation reads, after `setup`; 0 if there is none."""
+        return (self.validation_tokens or self.content.num_tokens("val")) if self.validates else 0
 
     # --- loaders
 
@@ -296,3 +307,8 @@ class RunData(pl.LightningDataModule):
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
         pinned = device is not None and device.type == "cuda"
         return StepLoader(dataset, batch_size=None, num_workers=self.num_workers, pin_memory=pinned, **options)
+
+
+def data_of(trainer: Any) -> RunData:
+    """The data module of a Trainer."""
+    return trainer.datamodule

@@ -43,11 +43,13 @@ class Candidates:
         device: the device that trains
 
     Attributes:
+        kind: cpu, cuda or mps
         batch: sequences of a step
     """
 
     def __init__(self, budget: Budget, given: dict[str, Any], law: Law, device: Device) -> None:
         self.budget, self.given, self.law, self.device = budget, given, law, device
+        self.kind = "cpu" if device.on_cpu else device_kind("auto")
         self.batch: int = given.get("data.batch_size", BATCH)
 
     # --- data
@@ -69,8 +71,7 @@ class Candidates:
             return self.law.tokens_of_size(self.budget.parameters)
         if self.budget.flops is not None:
             return self.law.best(self.budget.flops).tokens
-        kind = "cpu" if self.device.on_cpu else device_kind("auto")
-        peak = self.device.peak("32-true") or measure_peak_flops(torch.device(kind), torch.float32)
+        peak = self.device.peak("32-true") or measure_peak_flops(torch.device(self.kind), torch.float32)
         return self.law.best(USED * peak * (self.budget.seconds or 0.0)).tokens
 
     @property

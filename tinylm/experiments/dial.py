@@ -18,11 +18,10 @@ from tinylm.experiments.devices import Device, this_machine
 from tinylm.experiments.estimate import LIBRARIES, by_part, resident_bytes, simulate
 from tinylm.experiments.law import Expected, Law, load
 from tinylm.experiments.measure import step_seconds
-from tinylm.training.precision import device_kind
+from tinylm.training.time_budget import FORWARD
 
 START, END = 0.2, 0.4  # time before the first step, and after the last validation, as a multiple of the import time
 VALIDATION = 0.06  # time of a validation's checkpoint and sample, as a multiple of the import time
-FORWARD = 0.4  # time of a validation token, as a multiple of that of a training token
 LEAST_STEPS = 40  # fewest steps of a run
 ENOUGH_STEPS = 1000  # of a larger batch, which then learns as much per token
 FULL = 1.0  # seconds of a step that occupies the device fully
@@ -71,7 +70,6 @@ class Dial:
         self.law: Law = load()
         self.device: Device = this_machine(str(given.get("trainer.accelerator", "auto")))
         self.runs = Candidates(budget, given, self.law, self.device)
-        self.kind = "cpu" if self.device.on_cpu else device_kind("auto")
         self.speeds: dict[int, float] = {}  # seconds of a step by width, with the present batch
 
     # --- batch and width
@@ -132,7 +130,7 @@ class Dial:
     def _measure(self, width: int, spend: float) -> float:
         """Measures the seconds of a step, for about as many seconds as `spend`."""
         runs = self.runs
-        self.speeds[width] = step_seconds(runs.workload(width), self.kind, runs.precision(width), spend)
+        self.speeds[width] = step_seconds(runs.workload(width), runs.kind, runs.precision(width), spend)
         return self.speeds[width]
 
     # --- time

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from tinylm.data.division import data_ranks
+from tinylm.data.run_data import data_of
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
@@ -16,15 +17,6 @@ from tinylm.training.throughput import MetricsLog
 
 REFRESH = 0.1  # seconds between two changes of the bar, whose loss waits for the device
 SILENCE = 30.0  # seconds between two lines without a terminal, at least
-
-
-def _total_steps(trainer: Any) -> int:
-    return trainer.datamodule.total_steps
-
-
-def _validation_tokens(trainer: pl.Trainer) -> int:
-    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    return data.validation_tokens or data.content.num_tokens("val")
 
 
 class Progress(ProgressBar):
@@ -56,7 +48,7 @@ class Progress(ProgressBar):
         """Starts the bar at the current step."""
         self._started = self._told = time.perf_counter()
         self._first_step = self._said = trainer.global_step
-        total = _total_steps(trainer)
+        total = data_of(trainer).total_steps
         terminal = sys.stderr.isatty() and self._enabled
         layout = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
         if terminal:
@@ -71,7 +63,7 @@ class Progress(ProgressBar):
         step = trainer.global_step
         if not finished_step(trainer, batch_idx) or not self._enabled:
             return
-        now, total = time.perf_counter(), _total_steps(trainer)
+        now, total = time.perf_counter(), data_of(trainer).total_steps
         elapsed = now - self._started
         if self._bar is not None:
             if now - self._told > REFRESH or step == total:
@@ -97,20 +89,20 @@ class Progress(ProgressBar):
         self._seen, self._begun, self._told = 0, time.perf_counter(), time.perf_counter()
         if self._bar is not None and not trainer.sanity_checking:
             layout = "validation {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}]"
-            total = _validation_tokens(trainer)
+            total = data_of(trainer).tokens_of_validation
             self._validation = tqdm(total=total, bar_format=layout, unit_scale=True, leave=False, delay=1)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Moves the bar; without a terminal, a long validation prints a line every half a minute."""
-        tokens = min(batch.num_targets * data_ranks(trainer)[0], _validation_tokens(trainer) - self._seen)
+        tokens = min(batch.num_targets * data_ranks(trainer)[0], data_of(trainer).tokens_of_validation - self._seen)
         self._seen += tokens
         if self._validation is not None:
             self._validation.update(tokens)
         now = time.perf_counter()
         if self._bar is None and now - self._told > SILENCE and self._enabled and not trainer.sanity_checking:
-            self._told, total = now, _validation_tokens(trainer)
+            self._told, total = now, data_of(trainer).tokens_of_validation
             left = (now - self._begun) / max(self._seen, 1) * (total - self._seen)
             self.print(f"validation: {self._seen:,} of {total:,} tokens, {left:.0f} s left")
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tinylm.checks import require
 from tinylm.console import duration, seconds_since_start
-from tinylm.data.run_data import RunData
+from tinylm.data.run_data import data_of
 from tinylm.errors import notice
 from tinylm.optim.scheduler import is_scheduler
 from tinylm.plugins import Part
@@ -62,7 +62,7 @@ class TimeBudget(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begins with the steps that are planned."""
-        self._steps = self._announced = _data(trainer).total_steps
+        self._steps = self._announced = data_of(trainer).total_steps
 
     # --- the clock
 
@@ -103,9 +103,8 @@ class TimeBudget(Callback):
             step: steps that have been done
             pace: seconds of a step
         """
-        data = _data(trainer)
-        tokens = (data.validation_tokens or data.content.num_tokens("val")) if data.validates else 0
-        guess = FORWARD * pace * tokens / max(data.batch_size * data.content.sequence_length, 1)
+        data = data_of(trainer)
+        guess = FORWARD * pace * data.tokens_of_validation / max(data.batch_size * data.content.sequence_length, 1)
         beside = _validations(trainer, step, self._steps) * (guess if self._validation is None else self._validation)
         left = self.seconds - self.used - beside - ENDING
         return step + max(0, int(left / pace))
@@ -117,23 +116,18 @@ class TimeBudget(Callback):
             self._announced = self._steps
 
 
-def _data(trainer: Any) -> RunData:
-    return trainer.datamodule
-
-
 def _validations(trainer: pl.Trainer, step: int, total: int) -> int:
     """Validations from a step on, the last one included."""
-    data = _data(trainer)
+    data = data_of(trainer)
     if not data.validates:
         return 0
-    every: Any = trainer.val_check_interval  # in micro-batches by now, or the whole epoch
-    every = every // trainer.accumulate_grad_batches if isinstance(every, int) else data.steps_per_epoch
-    return max(-(-total // max(every, 1)) - (step - 1) // max(every, 1), 1)
+    every = max(data.steps_between_validations, 1)
+    return max(-(-total // every) - (step - 1) // every, 1)
 
 
 def set_steps(trainer: pl.Trainer, steps: int) -> None:
     """Changes the number of steps of a run, between two of them; its schedule follows."""
-    _data(trainer).total_steps = trainer.fit_loop.epoch_loop.max_steps = steps
+    data_of(trainer).total_steps = trainer.fit_loop.epoch_loop.max_steps = steps
 
 
 def restore_steps(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
