@@ -56,15 +56,15 @@ def test_all_four_runs_take_turns_and_are_reported(speedrun, monkeypatch, tmp_pa
 
 
 def test_the_long_config_reads_as_many_tokens_as_nanogpt(speedrun):
-    """2,000 steps of 12 windows, with the network of the short one but for its window."""
+    """2,000 steps of 12 windows, with the network of the short one but for its window and its token shift."""
     short, long = (
         yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in ("speedrun_char", "speedrun_char_long")
     )
     assert long["trainer"]["max_steps"] * long["data"]["batch_size"] == 2000 * 12
     local = ("layer_pattern", "sliding_window")
-    assert {name: value for name, value in short["model"]["network"].items() if name not in local} == long["model"][
-        "network"
-    ]
+    network = {name: value for name, value in short["model"]["network"].items() if name not in local}
+    shifted = {"feedforward": "tinylm.model.token_shift.ShiftedFeedForward"}
+    assert long["model"]["network"] == network | shifted
 
 
 def run_with(speedrun: ModuleType, losses: list[tuple[int, float, float]]):

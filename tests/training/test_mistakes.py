@@ -366,7 +366,47 @@ def test_another_progress_bar_takes_the_place_of_ours(cli, tiny_yaml, bar):
 def test_a_callback_whose_package_is_missing_is_named(cli, tiny_yaml, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress._RICH_AVAILABLE", False)
     result = cli("fit", "-c", tiny_yaml, "--trainer.callbacks+", "RichProgressBar")
-    assert result.code == 2 and result.error.startswith("trainer: RichProgressBar cannot be created: `RichProgressBar`")
+    assert result.code == 2 and result.error.startswith("RichProgressBar cannot be created: `RichProgressBar`")
+
+
+RAISING = """
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+class Watcher(Callback):
+    def __init__(self, kind: str = "a") -> None:
+        raise RuntimeError(f"no watcher of kind {kind}\\nsecond line")
+
+class Remote(CSVLogger):
+    def __init__(self, host: str) -> None:
+        raise ConnectionError(f"no server at {host}")
+
+class Ours(Callback):
+    def __init__(self) -> None:
+        from tinylm.errors import MissingInputError
+        raise MissingInputError("prompts.txt: no such file")
+"""
+WATCHER, REMOTE = "raising_parts.Watcher", "raising_parts.Remote"
+NO_WATCHER = "Watcher cannot be created: no watcher of kind a"
+RAISED = {
+    "callback": (["callbacks", WATCHER], 2, NO_WATCHER),
+    "callbacks": (["callbacks+", WATCHER], 2, NO_WATCHER),
+    "logger": (["logger", REMOTE, "--trainer.logger.host", "x"], 2, "Remote cannot be created: no server at x"),
+    "loggers": (
+        ["logger", f"[{{class_path: {REMOTE}, init_args: {{host: y}}}}]"], 2, "Remote cannot be created: no server at y"
+    ),
+    "error of tinylm": (["callbacks", "raising_parts.Ours"], 66, "prompts.txt: no such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "problem"), RAISED.values(), ids=RAISED)
+def test_what_the_constructor_of_a_users_class_raises_is_the_error(
+    words, code, problem, cli, tiny_yaml, tmp_path, monkeypatch
+):
+    (tmp_path / "raising_parts.py").write_text(RAISING)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = cli("fit", "-c", tiny_yaml, f"--trainer.{words[0]}", *words[1:])
+    assert (result.code, result.error) == (code, problem)
 
 
 def test_one_callback_needs_no_list(cli, tiny_yaml, tmp_path):

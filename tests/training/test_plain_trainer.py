@@ -112,6 +112,52 @@ def test_a_loaded_module_does_not_forget_its_objective(make, tmp_path):
     assert type(loaded.objective).__name__ == "DPO"
 
 
+# --- without a trainer
+
+
+class Seen(pl.Callback):
+    """The inputs of each micro-batch."""
+
+    def __init__(self) -> None:
+        self.inputs: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.inputs.append(batch.inputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_schedule": {"2": 4}}], ids=["epochs", "growing batches"])
+def test_batches_can_be_looked_at_before_there_is_a_trainer(options, make, trainer, corpus, tmp_path):
+    settings = dict(max_seq_len=16, batch_size=8, micro_batch_size=4, cache_dir=str(tmp_path / "cache"), **options)
+    data = TextDataModule(str(corpus), **settings)
+    early = next(iter(data.train_dataloader())).inputs
+    data.prepare_data()
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    looked = [next(batches).inputs for _ in range(6)]
+    assert torch.equal(early, looked[0])
+    tokens = len(data.tokens["val"])
+    assert sum(int((each.targets >= 0).sum()) for each in data.val_dataloader()) == tokens - 1  # all but the first
+    trainer(callbacks=[seen := Seen()], max_steps=3, limit_val_batches=0).fit(make(), datamodule=data)
+    assert len(seen.inputs) == 6
+    assert all(torch.equal(each, other) for each, other in zip(looked, seen.inputs, strict=True))
+
+
+def test_logits_need_no_trainer(data, make, trainer, tmp_path):
+    ids = torch.arange(16)[None] % 5
+    module = make()
+    assert torch.equal(module(ids), module.net(ids))
+    first = trainer(max_steps=1)
+    first.fit(module, datamodule=data)
+    first.save_checkpoint(path := tmp_path / "one.ckpt")
+    loaded = LitTransformerLM.load_from_checkpoint(path, weights_only=True)
+    assert torch.equal(loaded(ids), module.net(ids))
+
+
+def test_the_batch_size_finder_is_refused_by_name(data, make, trainer):
+    with pytest.raises(ConfigError, match=r"Tuner\.scale_batch_size cannot change it: data\.micro_batch_size decides"):
+        Tuner(trainer()).scale_batch_size(make(), datamodule=data, max_trials=1, steps_per_trial=1)
+
+
 # --- what is logged
 
 

@@ -13,8 +13,11 @@ BATCH_SIZE = 32
 def data_ranks(trainer: Any) -> tuple[int, int]:
     """Number of processes that read different batches, and the index of this one.
 
-    The strategy says which devices, those of a tensor-parallel group, read the same. All others count singly.
+    The strategy says which devices, those of a tensor-parallel group, read the same. All others count singly. Without a
+    trainer, there is one process.
     """
+    if trainer is None:
+        return 1, 0
     share = None
     with contextlib.suppress(AttributeError, RuntimeError):  # no Trainer of Lightning's; no devices yet
         share = trainer.distributed_sampler_kwargs
@@ -40,7 +43,7 @@ def divide_batch(trainer: Any, batch_size: int, micro_batch_size: int | None) ->
         raise ConfigError(
             f"data.batch_size / devices must be divisible by data.micro_batch_size, got {share} and {micro}"
         )
-    if trainer.accumulate_grad_batches not in (1, share // micro):
+    if trainer is not None and trainer.accumulate_grad_batches not in (1, share // micro):
         raise ConfigError(
             "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
         )

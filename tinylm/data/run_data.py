@@ -152,8 +152,15 @@ class RunData(pl.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Sequences of an optimizer step over all devices, after the last stage."""
+        """Sequences of an optimizer step over all devices, after the last stage. Set in the constructor only."""
         return self.batch_sizes.final
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        raise ConfigError(
+            "data.batch_size: is fixed once the data module is created, since the order of the data follows from it; "
+            "Tuner.scale_batch_size cannot change it: data.micro_batch_size decides what a device holds at once"
+        )
 
     @property
     def step_size(self) -> str:
@@ -166,6 +173,8 @@ class RunData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Checks data and batch size against the trainer, sets accumulation, and counts the steps.
 
+        Without a trainer, the loaders give the batches of one device, from the first step on, to be looked at.
+
         Raises:
             ConfigError: if the two do not match, or there is nothing to evaluate.
             DataError: if the text is too short.
@@ -174,6 +183,8 @@ class RunData(pl.LightningDataModule):
             _ = self.order  # a text that is too short for training is too short for a split, too
             if self.subword_alpha is not None:
                 check_alpha(self.tokenizer, self.subword_alpha)
+            if self.trainer is None:
+                return
             self._set_validation()
             self._epoch = self._steps_of_order
             self._settings.convert(self.trainer, self._epoch, self._micro_batches_of_step())
@@ -257,8 +268,10 @@ class RunData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Micro-batches in the order of the content, from the current step on."""
         trainer = self.trainer
-        assert trainer is not None
-        accumulate = int(trainer.accumulate_grad_batches)
+        if trainer is None:
+            accumulate, epoch = self._micro_batches_of_step(), self._steps_of_order
+        else:
+            accumulate, epoch = int(trainer.accumulate_grad_batches), self._epoch
         dataset = self.content.training(accumulate, *data_ranks(trainer))
         if self.contexts.before:
             dataset = ShortRows(dataset, self.contexts, accumulate)
@@ -267,9 +280,9 @@ class RunData(pl.LightningDataModule):
             dataset = SampledRows(dataset, self.tokenizer, self.subword_alpha, seed, accumulate, data_ranks(trainer)[1])
 
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
-            return trainer.global_step * accumulate
+            return 0 if trainer is None else trainer.global_step * accumulate
 
-        return self._loader(dataset, sampler=MicroSteps(self._epoch * accumulate, position))
+        return self._loader(dataset, sampler=MicroSteps(epoch * accumulate, position))
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, or the part of it that is read during training.

@@ -11,6 +11,7 @@ NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run "
     "(run.seconds adjusts max_steps to a time)"
 )
+ENDLESS = 1 << 40  # steps
 
 
 class TrainerSettings:
@@ -91,7 +92,9 @@ def steps_of_run(trainer: Any, epoch: int) -> int:
 
 
 def fixed_steps(trainer: Any, option: str) -> int:
-    """Optimizer steps of a run whose epochs vary in length because of `option`."""
+    """Optimizer steps of a run whose epochs vary in length because of `option`; without a trainer, it does not end."""
+    if trainer is None:
+        return ENDLESS
     if trainer.max_steps < 0:
         raise ConfigError(f"trainer.max_steps: missing; with {option} an epoch has no fixed number of steps")
     if trainer.max_epochs not in (None, -1):

@@ -5,8 +5,8 @@ It is LightningCLI with configs found by name, one-line errors with "did you mea
 
 import copy
 import os
-import re
 import sys
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.errors import ConfigError, Interrupted, Preempted, TinyLMError, notice, silence_notices
+from tinylm.errors import ConfigError, Interrupted, Preempted, TinyLMError, first_line, notice, silence_notices
 from tinylm.files import write_text
 from tinylm.mistakes import Given
 from tinylm.model import ModelConfig
@@ -176,11 +176,25 @@ class TinyLMCLI(LightningCLI):
         """Creates data, model and trainer. A class of the config that cannot be created is a ConfigError."""
         for part in self.chosen:
             del self.config[str(self.subcommand)][part]["class_path"]  # no argument of the class
+        failures: list[tuple[type, Exception]] = []
+
+        def create(kind: type, /, *arguments: Any, **settings: Any) -> Any:
+            try:
+                return kind(*arguments, **settings)
+            except Exception as error:
+                failures.append((kind, error))
+                raise
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # by jsonargparse, of a method that Lightning calls too
+            self.parser.add_instantiator(create, object)  # after those of model and data
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            if failed := FAILED_CLASS.search(" ".join(str(error).split())):
-                raise ConfigError(f"trainer: {failed[1]} cannot be created: {failed[2]}") from error
+        except ValueError as error:  # of a parser that tried all types of an option, one of them with that class
+            for kind, cause in failures:
+                if first_line(cause) in str(error):
+                    problem = ConfigError(f"{kind.__name__} cannot be created: {first_line(cause)}")
+                    raise (cause if isinstance(cause, TinyLMError) else problem) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -279,9 +293,6 @@ class TinyLMCLI(LightningCLI):
             print(f"{name:16} {float(value):.6f}")
 
     after_validate = after_test = _print_metrics
-
-
-FAILED_CLASS = re.compile(r"Problem with given class_path '[\w.]*?(\w+)': *(.*?) *(?:- Expected|Given value type|$)")
 
 
 def main() -> int:

@@ -200,7 +200,13 @@ class LitTransformerLM(EvaluationSteps):
             documents: document number of each token, (B, T), for `document_mask`. None: counted by separators
         """
         forward = self._compiled if self._compiled is not None and self.training else self.net
-        return forward(ids, documents=documents_apart(self.network, ids, self.tokenizer.end_of_text, documents))
+        return forward(ids, documents=self._documents(ids, documents))
+
+    def _documents(self, ids: Tensor, known: Tensor | None) -> Tensor | None:
+        """The documents of each row, if the network hides them from each other. `forward` alone needs no trainer."""
+        if not self.network.document_mask:
+            return None
+        return documents_apart(self.network, ids, self.tokenizer.end_of_text if known is None else None, known)
 
     def configure_model(self) -> None:
         """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
@@ -245,7 +251,7 @@ class LitTransformerLM(EvaluationSteps):
         if self._overrides("forward"):  # a subclass: its logits
             logits = self(batch.inputs, batch.documents).flatten(0, 1)
             return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
+        documents = self._documents(batch.inputs, batch.documents)
         network = self.net if self._compiled is None else self._compiled
         return network(batch.inputs, documents=documents, targets=batch.targets)
 
