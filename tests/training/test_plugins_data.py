@@ -346,6 +346,53 @@ def test_both_forms_of_a_batch_are_taken_and_anything_else_is_refused():
             as_batch(given, tokenizer, 3 if "3" in message or "outside" in message else 4)
 
 
+def test_batches_of_transformers_collators_have_the_loss_that_transformers_computes():
+    """With padding on the right and with labels of its own; without labels, padding is no target."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval().double()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    padded = ids.masked_fill(mask == 0, IGNORE)
+    answers = padded.masked_fill(torch.arange(5) < 2, IGNORE)  # the loss of the answers only
+    tokenizer = ByteTokenizer()
+    for labels in (padded, answers):
+        given = transformers.BatchEncoding({"input_ids": ids, "attention_mask": mask, "labels": labels})
+        batch = as_batch(given, tokenizer, 4)
+        logits = model(input_ids=batch.inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+        assert loss.item() == pytest.approx(model(**given).loss.item(), abs=1e-6)  # theirs in float32
+    assert batch.num_targets == 3 + 1
+    assert torch.equal(as_batch({"input_ids": ids, "attention_mask": mask}, tokenizer, 4).targets, padded[:, 1:])
+    assert torch.equal(as_batch({"input_ids": ids}, tokenizer, 4).targets, ids[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (dict(position_ids=torch.ones(2, 3)), "a batch has position_ids, which is not read"),
+        (dict(attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]])), 'set padding_side="right" in the tokenizer'),
+        (dict(labels=torch.ones(2, 4)), r"must be tensors of one shape \(B, T\)"),
+        (dict(labels=[[1, 2, 3]]), r"must be tensors of one shape \(B, T\)"),
+    ],
+)
+def test_what_a_collator_gives_beyond_that_is_refused(entries, message):
+    with pytest.raises(DataError, match=message):
+        as_batch({"input_ids": torch.ones(2, 3).long(), **entries}, ByteTokenizer(), 4)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # Lightning asks for it without a device
+def test_a_data_module_made_from_datasets_is_taken():
+    rows = torch.arange(9).repeat(32, 1)
+    pairs = torch.utils.data.TensorDataset(rows[:, :-1], rows[:, 1:])
+    given = pl.LightningDataModule.from_datasets(pairs, val_dataset=pairs, batch_size=8)
+    given.tokenizer = ByteTokenizer()
+    data = OwnData(given, 8)
+    assert data.content.num_tokens("train") == data.content.num_tokens("val") == 32 * 8
+    assert not data.content.defines("test")
+
+
 class Given(pl.LightningDataModule):
     tokenizer = ByteTokenizer()
     loader = ((torch.zeros(2, 3).long(), torch.zeros(2, 3).long()),)

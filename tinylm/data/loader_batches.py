@@ -19,13 +19,14 @@ from tinylm.model.loss import IGNORE
 from tinylm.tokenizer import Tokenizer
 
 FORM = "a batch is tinylm.data.Batch, or inputs and targets of one shape (B, T), in a tuple or a dict"
+COLLATED = {"input_ids", "attention_mask", "labels"}  # of transformers' data collators
 
 
 def as_batch(given: Any, tokenizer: Tokenizer, context: int, micro_batches: int = 1) -> Batch:
     """A batch of a loader in the form that training takes.
 
     Args:
-        given: `Batch`, or inputs and targets
+        given: `Batch`, inputs and targets, or a batch of transformers' data collators
         tokenizer: the tokenizer of the ids
         context: most tokens of a sequence
         micro_batches: micro-batches of an optimizer step over all devices, which count the same in the short form
@@ -36,7 +37,9 @@ def as_batch(given: Any, tokenizer: Tokenizer, context: int, micro_batches: int 
     if isinstance(given, Batch):
         batch = given
     else:
-        pair = [given.get("inputs"), given.get("targets")] if isinstance(given, Mapping) else given
+        pair = given
+        if isinstance(given, Mapping):
+            pair = _collated(given) if "input_ids" in given else [given.get("inputs"), given.get("targets")]
         tensors = [each for each in pair if isinstance(each, Tensor)] if isinstance(pair, tuple | list) else []
         if len(tensors) != 2 or len(pair) != 2:
             raise DataError(f"data: a loader gives {type(given).__name__}; {FORM}")
@@ -54,6 +57,28 @@ def as_batch(given: Any, tokenizer: Tokenizer, context: int, micro_batches: int 
             wrong = least if least < 0 else most
             raise DataError(f"data: token id {wrong} is outside the vocabulary of {tokenizer.vocab_size} tokens")
     return batch
+
+
+def _collated(given: Mapping[str, Any]) -> list[Tensor]:
+    """Inputs and targets of a batch in transformers' form, in which the labels are not shifted.
+
+    Without labels, the tokens are their own, but for padding.
+
+    Raises:
+        DataError: for padding before a text, and for other entries, which would change what a token sees.
+    """
+    if unknown := [*given.keys() - COLLATED]:
+        raise DataError(f"data: a batch has {min(unknown)}, which is not read; {FORM}")
+    ids, mask, labels = (given.get(name) for name in ("input_ids", "attention_mask", "labels"))
+    tensors = [each for each in (ids, mask, labels) if each is not None]
+    same = all(isinstance(each, Tensor) and each.ndim == 2 and each.shape == tensors[0].shape for each in tensors)
+    if not same or ids is None:
+        raise DataError("data: input_ids, attention_mask and labels must be tensors of one shape (B, T)")
+    if mask is not None and (mask[:, 1:] > mask[:, :-1]).any():
+        raise DataError('data: attention_mask hides tokens before others; set padding_side="right" in the tokenizer')
+    if labels is None:
+        labels = ids if mask is None else ids.masked_fill(mask == 0, IGNORE)
+    return [ids[:, :-1], labels[:, 1:]]
 
 
 def seed_of(key: Any) -> int:

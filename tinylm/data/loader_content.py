@@ -84,8 +84,10 @@ class LoaderContent(Content):
 
     def defines(self, part: str) -> bool:
         """Whether the data module has a loader of a part: `train`, `val`, `test` or `predict`."""
-        method = getattr(type(self.given), f"{part}_dataloader", None)
-        return method is not None and not method.__module__.startswith("lightning.")
+        name = f"{part}_dataloader"
+        method = getattr(type(self.given), name, None)
+        own = method is not None and not method.__module__.startswith("lightning.")
+        return own or name in vars(self.given)  # as `LightningDataModule.from_datasets` sets them
 
     def loader(self, part: str) -> Any:
         """The loader of a part; errors for none, for several, and for one that can be read once."""

@@ -36,7 +36,8 @@ class EvaluationSteps(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, RunData):
             raise ConfigError(
-                "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
+                "the trainer needs datamodule=, a TextDataModule; wrap one of your own, such as that of "
+                "LightningDataModule.from_datasets: tinylm.training.OwnData(module)"
             )
         return datamodule
 
