@@ -391,6 +391,9 @@ def test_a_data_module_made_from_datasets_is_taken():
     data = OwnData(given, 8)
     assert data.content.num_tokens("train") == data.content.num_tokens("val") == 32 * 8
     assert not data.content.defines("test")
+    data.setup("fit")  # without a trainer, to look at the batches
+    batches = [*data.train_dataloader()]
+    assert len(batches) == 4 and all(torch.equal(batch.targets, rows[:8, 1:]) for batch in batches)
 
 
 class Given(pl.LightningDataModule):

@@ -10,6 +10,7 @@ from tinylm.data.datamodule import seed_of_run
 from tinylm.data.division import data_ranks
 from tinylm.data.loader_content import LoaderContent
 from tinylm.data.run_data import RunData
+from tinylm.data.trainer_settings import ENDLESS
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import default_cache_dir, locked, sha256_bytes
 from tinylm.plugins import Part
@@ -111,8 +112,7 @@ class OwnData(RunData):
         self.given.teardown(stage)
 
     def _micro_batches_of_step(self) -> int:
-        assert self.trainer is not None
-        accumulate = int(self.trainer.accumulate_grad_batches)
+        accumulate = 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
         self.micro_batch_size = self.loaders.rows or None
         self.batch_sizes = Stages(self.loaders.rows * accumulate * data_ranks(self.trainer)[0])
         return accumulate
@@ -120,9 +120,10 @@ class OwnData(RunData):
     @property
     def _steps_of_order(self) -> int:
         """Optimizer steps in an epoch; of a loader without a length, those of the run."""
-        trainer = self.trainer
-        assert trainer is not None
-        count, share = self.loaders.num_batches("train"), trainer.accumulate_grad_batches * data_ranks(trainer)[0]
+        trainer, count = self.trainer, self.loaders.num_batches("train")
+        if trainer is None:
+            return ENDLESS if count is None else count
+        share = trainer.accumulate_grad_batches * data_ranks(trainer)[0]
         if count is not None and count < share:
             raise DataError(f"data: train_dataloader gives {count} batches, and a step takes {share}; give more data")
         if count is not None:
