@@ -203,10 +203,9 @@ class LitTransformerLM(EvaluationSteps):
         return forward(ids, documents=self._documents(ids, documents))
 
     def _documents(self, ids: Tensor, known: Tensor | None) -> Tensor | None:
-        """The documents of each row, if the network hides them from each other. `forward` alone needs no trainer."""
-        if not self.network.document_mask:
-            return None
-        return documents_apart(self.network, ids, self.tokenizer.end_of_text if known is None else None, known)
+        """`documents_apart` by the data's separator, which only a network with `document_mask` needs a trainer for."""
+        counted = self.network.document_mask and known is None
+        return documents_apart(self.network, ids, self.tokenizer.end_of_text if counted else None, known)
 
     def configure_model(self) -> None:
         """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
