@@ -54,10 +54,12 @@ def torch_step(config: dict, ids) -> Callable[[], None]:
 
 def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
     """Makes a training step of the NumPy twin."""
+    from tinylm.kernels.heap import keep_freed_memory
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
     from tinylm.reference.optim import Optimizer, clip_gradients
 
+    keep_freed_memory()
     model = FastTransformerLM(Config(**config), threads=threads)
     optimizer = Optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
 
@@ -100,9 +102,11 @@ def timed_parts() -> Iterator[dict[str, list[float]]]:
 
 def print_parts(config: dict, ids, turns: int) -> None:
     """Prints the forward and backward time of each part of the twin."""
+    from tinylm.kernels.heap import keep_freed_memory
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
 
+    keep_freed_memory()
     model = FastTransformerLM(Config(**config))
     model.loss_and_grads(ids[:, :-1], ids[:, 1:])
     with timed_parts() as seconds:

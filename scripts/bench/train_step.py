@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from tinylm.kernels.heap import keep_freed_memory
 from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.optim.optimizer import make_optimizer
@@ -60,6 +61,7 @@ def tinylm_step(
     shape: tuple[int, ...], autocast: Callable, settings: OptimizerConfig, *, compiled: bool = False, **network
 ) -> Callable[[], None]:
     """Makes a training step of tinylm; a compiled network keeps the norms that the compiler fuses by itself."""
+    keep_freed_memory()  # as `fit` does; nanoGPT, in the same process, has it too
     layers, heads, width, context, batch = shape
     sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "max_seq_len": context}
     model = TransformerLM(ModelConfig(vocab_size=65, **sizes, **network))

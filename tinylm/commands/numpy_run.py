@@ -21,6 +21,7 @@ from tinylm.data import TextDataModule
 from tinylm.data.stream_content import StreamContent
 from tinylm.errors import ConfigError, DataError, NumericError, notice
 from tinylm.files import atomic_folder, full_disk
+from tinylm.kernels.heap import keep_freed_memory
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.size import empty_model
 from tinylm.optim.optimizer import OptimizerConfig, parameter_groups
@@ -140,6 +141,7 @@ class Run:
 
     def _make_model(self, weights: dict[str, np.ndarray]) -> None:
         parameters = {name: weight.astype(self.dtype) for name, weight in weights.items()}
+        keep_freed_memory()
         self.model = FastTransformerLM(Config.from_dict(self.network.to_dict()), parameters, threads=self.threads)
         settings = {name: value for name, value in vars(self.settings).items() if name != "ns_dtype"}
         factors = rate_factors(self.model.config, self.settings.name)

@@ -9,6 +9,7 @@ import torch
 from tinylm.experiments.workload import Workload
 from tinylm.kernels.block_masks import use_block_masks
 from tinylm.kernels.compiled import CompiledNetwork
+from tinylm.kernels.heap import keep_freed_memory
 from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.optim.optimizer import make_optimizer
 from tinylm.training.memory import MIXED_TYPES, TRUE_TYPES
@@ -43,6 +44,7 @@ def training_step(workload: Workload, kind: str, precision: str) -> Callable[[],
     """Makes a training step of one device, which waits for the device at its end."""
     net = workload.make_net().to(device=kind, dtype=TRUE_TYPES.get(precision)).train()
     tune_for_training(net)
+    keep_freed_memory()
     use_block_masks(net)
     optimizer = make_optimizer(net, workload.optimizer, fused=True)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]

@@ -15,6 +15,7 @@ from lightning.pytorch import seed_everything
 from tinylm.checks import require
 from tinylm.data import IGNORE, TextDataModule
 from tinylm.evaluation.log_probs import token_nats
+from tinylm.kernels.heap import keep_freed_memory
 from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
@@ -88,6 +89,7 @@ def train(texts: Texts, network: ModelConfig, optimizer: OptimizerConfig, schedu
     seed_everything(seed, verbose=False)
     model = TransformerLM(network)
     tune_for_training(model)
+    keep_freed_memory()
     optim = make_optimizer(model, optimizer, fused=True)
     scheduler = make_scheduler(optim, schedule, lambda: steps)
     batches = texts.data.content.training(1, 1, 0)

@@ -7,7 +7,6 @@
 - GELU uses a polynomial instead of `math.erf`, which takes one number per call.
 """
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -44,7 +43,6 @@ class FastTransformerLM(NumpyTransformerLM):
     ) -> None:
         super().__init__(config, parameters, **options)
         self.threads = threads
-        keep_freed_memory()
 
     def part(self, function: Callable, x: Array, name: str, *arguments: Any) -> tuple[Array, Callable]:
         """A part of the network; the feed-forward layer is given the fast GELU."""
@@ -102,16 +100,6 @@ class FastTransformerLM(NumpyTransformerLM):
             return share(0)
         with ThreadPoolExecutor(threads) as pool:
             return functools.reduce(add, pool.map(share, range(threads)))
-
-
-def keep_freed_memory(size: int = 1 << 30) -> None:
-    """Tells glibc to keep up to `size` bytes of freed memory in the process; does nothing with other C libraries."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # TypeError: Windows
-        return
-    for option, value in ((-1, size), (-3, size), (-8, 1)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
-        mallopt(option, value)
 
 
 # --- GELU

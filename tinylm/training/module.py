@@ -18,6 +18,7 @@ from tinylm.data import IGNORE, Batch, ChatTemplate, Template
 from tinylm.data.division import data_ranks
 from tinylm.kernels.block_masks import use_block_masks
 from tinylm.kernels.compiled import CompiledNetwork
+from tinylm.kernels.heap import keep_freed_memory
 from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
@@ -189,6 +190,8 @@ class LitTransformerLM(EvaluationSteps):
         check_preferences(self.objective, self._datamodule)
         if hasattr(self.objective, "prepare"):
             self.objective.prepare(self)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if self._datamodule.packing:
             require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 
