@@ -1,12 +1,13 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.optim.muon import Muon, orthogonalize
+from tinylm.optim.muon import POLAR_EXPRESS, Muon, orthogonalize
 from tinylm.optim.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
@@ -40,6 +41,65 @@ def test_float32_matrices_are_orthogonalized_within_the_interval_of_the_theory(s
     slack = 0.05 if narrow else 1e-4
     assert 0.68 - slack < gains.diagonal(dim1=1, dim2=2).min() and gains.diagonal(dim1=1, dim2=2).max() < 1.21 + slack
     assert (gains - torch.diag_embed(gains.diagonal(dim1=1, dim2=2))).abs().max() < slack
+
+
+def test_the_coefficients_of_polar_express_leave_the_smallest_error_of_any():
+    """Chebyshev: no odd polynomial a s + b s³ + c s⁵ is closer to 1 if the error has 4 equal extrema of either sign.
+
+    The first interval is [0.01, 1], each other one the range of the polynomial before.
+    """
+    low, high = 0.01, 1.0
+    for a, b, c in POLAR_EXPRESS[:4]:
+        s = np.linspace(low, high, 100_001)
+        errors = a * s + b * s**3 + c * s**5 - 1
+        turns = np.flatnonzero(np.diff(np.sign(np.diff(errors)))) + 1
+        extrema = errors[[0, *turns, -1]]
+        assert len(extrema) == 4
+        np.testing.assert_allclose(
+            extrema, abs(extrema[0]) * np.array([-1, 1, -1, 1]), rtol=0, atol=2e-3
+        )  # rounded to 4 digits: 5e-5 (s + s³ + s⁵)
+        low, high = errors.min() + 1, errors.max() + 1
+    assert POLAR_EXPRESS[4] == (15 / 8, -10 / 8, 3 / 8)  # the limit: error zero at 1, with its first two derivatives
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_polar_express_maps_singular_values_below_one_by_its_polynomials(shape, steps):
+    """As above by SVD, of S / (√1.01 |S²|^½)."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
+    s = s / (1.01 * s.square().square().sum(-1, keepdim=True).sqrt()).sqrt()
+    for a, b, c in (POLAR_EXPRESS + POLAR_EXPRESS[-1:] * 2)[:steps]:
+        s = a * s + b * s**3 + c * s**5
+    found = orthogonalize(matrices, steps, coefficients="polar_express")
+    torch.testing.assert_close(found, u @ torch.diag_embed(s) @ vt, atol=2e-6, rtol=0)  # 1e-7 keeps zeros finite
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("smallest", [1.0, 0.1, 0.03])
+def test_four_steps_of_polar_express_end_near_one(smallest, narrow):
+    """Singular values from 3% of the largest, after division by the bound at least 1%, to 0.99 to 1.01."""
+    torch.manual_seed(0)
+    u, _, vt = torch.linalg.svd(torch.randn(4, 32, 96, dtype=torch.float64), full_matrices=False)
+    sizes = torch.logspace(0, np.log10(smallest), 32, dtype=torch.float64)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    found = orthogonalize((u * sizes @ vt).float(), 4, dtype, "polar_express")
+    gains = u.mT @ found.double() @ vt.mT
+    torch.testing.assert_close(gains, torch.eye(32).double().expand(4, -1, -1), atol=0.1 if narrow else 0.015, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_polar_express_of_rank_one_and_of_zero(dtype, steps):
+    """Where the bound is exact, rounding must not carry the largest singular value out of the interval."""
+    torch.manual_seed(0)
+    left, right = torch.randn(8, 32, 1), torch.randn(8, 1, 48)
+    found = orthogonalize(left @ right, steps, dtype, "polar_express")
+    values = torch.linalg.svdvals(found)
+    interval, rounding = 0.27 if steps == 3 else 0.013, 0.001 if dtype == torch.float32 else 0.12
+    assert ((values[:, 0] - 1).abs() < interval + rounding).all()
+    assert torch.equal(orthogonalize(torch.zeros(2, 4, 6), steps, dtype, "polar_express"), torch.zeros(2, 4, 6))
 
 
 def test_a_learning_rate_in_a_tensor_gives_the_same_step():
@@ -243,6 +303,8 @@ def test_every_optimizer_fits_one_batch(name):
         ("ns_steps", 4, "ns_steps: of muon only; leave it out with optimizer adamw"),
         ("ns_dtype", "bfloat16", "ns_dtype: of muon only; leave it out with optimizer adamw"),
         ("ns_dtype", "float16", "ns_dtype"),
+        ("ns_coefficients", "polar_express", "ns_coefficients: of muon only; leave it out with optimizer adamw"),
+        ("ns_coefficients", "polar", "ns_coefficients must be one of jordan, polar_express, got 'polar'"),
     ],
 )
 def test_optimizer_config_refuses(field, value, message):

@@ -49,7 +49,14 @@ def rate(step: int) -> float:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("sgd", {}), ("adam", {}), ("adamw", {}), ("muon", {"ns_steps": 4}), ("muon", {"neuron_beta": 0.9})],
+    [
+        ("sgd", {}),
+        ("adam", {}),
+        ("adamw", {}),
+        ("muon", {"ns_steps": 4}),
+        ("muon", {"neuron_beta": 0.9}),
+        ("muon", {"ns_coefficients": "polar_express", "ns_steps": 7}),
+    ],
 )
 def test_twenty_steps_match_pytorchs_optimizers(name, own, dtype, tolerance):
     """SGD, Adam and AdamW are torch.optim's; Muon is tinylm.optim.optimizer's, tested against its formula there."""

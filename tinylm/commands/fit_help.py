@@ -65,7 +65,7 @@ IMPORTED = (
 )  # fmt: skip
 READING = ("field", "separator", "include", "exclude", "deduplicate", "streaming", "shard_timeout", "max_cache_gb")
 LARGE = ("loss_rows", "vocab_multiple")
-MUON = ("ns_steps", "ns_dtype", "neuron_beta")
+MUON = ("ns_steps", "ns_dtype", "ns_coefficients", "neuron_beta")
 STAGES = ("batch_schedule", "context_schedule")
 NAMED = {  # class -> options that are only named, and the words before them
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),

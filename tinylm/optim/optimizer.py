@@ -38,6 +38,8 @@ class OptimizerConfig:
     """muon: Newton-Schulz iterations of an update."""
     ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """muon: type of the iteration's products. auto: bfloat16 on CUDA, elsewhere that of the weights."""
+    ns_coefficients: Literal["jordan", "polar_express"] = "jordan"
+    """muon: coefficients of the iteration. polar_express needs a step less."""
     neuron_beta: float = 0.0
     """muon: decay rate of the mean square of each row's updates, whose root divides them (NorMuon). 0: none."""
 
@@ -55,7 +57,7 @@ class OptimizerConfig:
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
         require(self.eps > 0, f"eps must be positive, got {self.eps}")
         require(self.ns_steps >= 1, f"ns_steps must be at least 1, got {self.ns_steps}")
-        for name in ("ns_steps", "ns_dtype", "neuron_beta") if self.name != "muon" else ():
+        for name in ("ns_steps", "ns_dtype", "ns_coefficients", "neuron_beta") if self.name != "muon" else ():
             unset = getattr(self, name) == getattr(type(self), name)
             require(unset, f"{name}: of muon only; leave it out with optimizer {self.name}")
 
@@ -128,7 +130,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: b
             return muon(
                 groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps,
                 ns_steps=config.ns_steps, ns_dtype=getattr(torch, config.ns_dtype, None),
-                neuron_beta=config.neuron_beta, weight_decay=config.weight_decay, matrices=muon_matrices(model),
+                ns_coefficients=config.ns_coefficients, neuron_beta=config.neuron_beta,
+                weight_decay=config.weight_decay, matrices=muon_matrices(model),
             )  # fmt: skip
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(

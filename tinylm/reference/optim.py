@@ -17,6 +17,16 @@ import numpy as np
 Array = np.ndarray
 Arrays = dict[str, Array]
 NAMES = ("adamw", "adam", "sgd", "muon")
+COEFFICIENTS = {  # a, b and c of each round of `orthogonalize`; the last also of those that follow
+    "jordan": [(3.4445, -4.7750, 2.0315)],
+    "polar_express": [
+        (8.0934, -23.6204, 17.4462),
+        (3.6366, -2.7219, 0.5365),
+        (2.6613, -1.9772, 0.4526),
+        (1.9562, -1.3375, 0.3839),
+        (1.875, -1.25, 0.375),
+    ],
+}
 
 
 # --- the rules
@@ -72,24 +82,28 @@ def adam_step(
     weight -= lr / (1 - beta1**step) * mean / (root + eps)
 
 
-def orthogonalize(matrices: Array, steps: int = 5) -> Array:
+def orthogonalize(matrices: Array, steps: int = 5, coefficients: str = "jordan") -> Array:
     """Approximates the nearest matrix with orthogonal rows (or columns): U Vᵀ for U S Vᵀ, without computing the SVD.
 
     X ← a X + (b A + c A²) X with A = X Xᵀ keeps U and V and maps every singular value s to a s + b s³ + c s⁵. With
-    these a, b and c five rounds move all s in (0, 1], except the tiniest, to between 0.7 and 1.2.
+    Jordan's a, b and c five rounds move all s in (0, 1], except the tiniest, to between 0.7 and 1.2. Those of Polar
+    Express differ by round and move s in [0.01, 1] to between 0.73 and 1.27 with three, 0.99 and 1.01 with four.
 
     Args:
         matrices: (n, rows, columns)
         steps: rounds
+        coefficients: "jordan" or "polar_express"
 
     Returns:
         (n, rows, columns)
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.swapaxes(1, 2) if tall else matrices  # (n, r, k) with r <= k, so that A is the smaller product
     x = x / (np.sqrt(np.square(x).sum(axis=(1, 2), keepdims=True)) + 1e-7)  # now all s <= 1
-    for _ in range(steps):
+    if coefficients == "polar_express":  # √|A| too is at least the largest s, and less than |X|
+        x = x / np.sqrt(1.01 * np.sqrt(np.square(x @ x.swapaxes(1, 2)).sum(axis=(1, 2), keepdims=True)) + 1e-7)
+    rounds = COEFFICIENTS[coefficients]
+    for a, b, c in (rounds + rounds[-1:] * steps)[:steps]:
         gram = x @ x.swapaxes(1, 2)  # A (n, r, r)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.swapaxes(1, 2) if tall else x
@@ -116,7 +130,7 @@ def even_rows(updates: Array, neurons: Array, beta: float) -> Array:
 
 def muon_step(
     weights: list[Array], gradients: list[Array], mean: Array, neurons: Array | None = None, *, lr: float, decay: float,
-    momentum: float, ns_steps: int = 5, neuron_beta: float = 0.0,
+    momentum: float, ns_steps: int = 5, ns_coefficients: str = "jordan", neuron_beta: float = 0.0,
 ) -> None:  # fmt: skip
     """m ← μ m + (1 - μ) G, then W ← (1 - lr λ) W - lr 0.2 √max(rows, columns) orthogonalize(μ m + (1 - μ) G).
 
@@ -133,13 +147,14 @@ def muon_step(
         decay: λ
         momentum: μ
         ns_steps: rounds of `orthogonalize`
+        ns_coefficients: their coefficients
         neuron_beta: decay rate of `neurons`
     """
     scaled = (1 - momentum) * np.stack(gradients)  # (n, rows, columns)
     mean *= momentum
     mean += scaled
     # Nesterov: the average that the same gradient would give next
-    updates = orthogonalize(scaled + momentum * mean, ns_steps)
+    updates = orthogonalize(scaled + momentum * mean, ns_steps, ns_coefficients)
     if neurons is not None:
         updates = even_rows(updates, neurons, neuron_beta)
     updates = lr * 0.2 * math.sqrt(max(mean.shape[1:])) * updates
@@ -164,6 +179,7 @@ class Optimizer:
         eps: of Adam
         momentum: of SGD and Muon
         ns_steps: rounds of Muon's `orthogonalize`
+        ns_coefficients: their coefficients
         neuron_beta: decay rate of Muon's `even_rows`; 0: rows stay as they are
         factors: of the learning rate, by parameter; decay is divided by them. Default: 1
         steps: steps taken
@@ -178,6 +194,7 @@ class Optimizer:
     eps: float = 1e-8
     momentum: float = 0.95
     ns_steps: int = 5
+    ns_coefficients: str = "jordan"
     neuron_beta: float = 0.0
     factors: Mapping[str, float] = field(default_factory=dict)
     steps: int = field(default=0, init=False)
@@ -214,7 +231,8 @@ class Optimizer:
                 factor = self.factors.get(self._stacks[name][0], 1.0)
                 muon_step(
                     weights, gradients, **averages, lr=lr * factor, decay=self.weight_decay / factor,
-                    momentum=self.momentum, ns_steps=self.ns_steps, neuron_beta=self.neuron_beta,
+                    momentum=self.momentum, ns_steps=self.ns_steps, ns_coefficients=self.ns_coefficients,
+                    neuron_beta=self.neuron_beta,
                 )  # fmt: skip
                 continue
             weight, factor = self.parameters[name], self.factors.get(name, 1.0)
