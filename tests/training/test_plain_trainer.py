@@ -93,6 +93,13 @@ def test_a_module_is_loaded_from_a_checkpoint_evaluated_and_trained_on(kind, dat
         assert torch.equal(weight, same) and weight.requires_grad == same.requires_grad
 
 
+def test_a_trainer_on_the_processor_keeps_freed_memory(make, data, trainer, monkeypatch):
+    calls = []
+    monkeypatch.setattr("tinylm.training.module.keep_freed_memory", lambda: calls.append(1))
+    trainer(max_steps=1).fit(make(), data)
+    assert calls
+
+
 def test_a_checkpoint_of_the_command_is_loaded(finished_run):
     path = finished_run / "checkpoints" / "last.ckpt"
     weights = torch.load(path, weights_only=True)["state_dict"]
