@@ -65,7 +65,7 @@ def test_the_coefficients_of_polar_express_leave_the_smallest_error_of_any():
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
 @pytest.mark.parametrize("steps", [1, 3, 7])
 def test_polar_express_maps_singular_values_below_one_by_its_polynomials(shape, steps):
-    """As above by SVD, of S / (√1.01 |S²|^½)."""
+    """The polynomials of the steps, applied by SVD to the singular values S / (√1.01 |S²|^½)."""
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape, dtype=torch.float64)
     u, s, vt = torch.linalg.svd(matrices, full_matrices=False)

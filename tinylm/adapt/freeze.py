@@ -18,7 +18,7 @@ class FreezeConfig:
     layers: tuple[int, ...] = ()
     """Blocks to freeze, numbered from 0; -1 is the last."""
     patterns: tuple[str, ...] = ()
-    """Names of parameters to freeze; * matches anything, as in blocks.*.attention.*"""
+    """Names of parameters to freeze, as blocks.*.attention.*"""
     all_but_last: int | None = None
     """Freeze everything except the last N blocks, the final norm and an untied head. Default: off"""
 

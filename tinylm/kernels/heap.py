@@ -1,7 +1,7 @@
 """Memory that the process has freed and keeps, instead of giving it back to the system.
 
 The C library returns large blocks as soon as they are free. A training step on a processor allocates the same blocks
-again and again, and the system fills each with zeros, page by page: 4 to 8% of a step's time (docs/speed-cpu.md).
+again and again, and the system fills each with zeros, page by page: up to a fifth of its time (docs/speed-cpu.md).
 """
 
 import ctypes

@@ -139,17 +139,25 @@ def trusted_modules(words: list[str]) -> list[str]:
 
     >>> trusted_modules(["-c", "theirs.yaml", "--trust", "mine", "--trainer.callbacks+=own.Stop"])
     ['mine', 'own']
+    >>> trusted_modules(["--trainer.logger.tracking_uri", "sqlite:///mlflow.db"])
+    []
     """
     found = []
     for word, following in pairwise([*words, ""]):
         name, _, value = word.partition("=")
         if name == "--trust":
             found.append(value or following)
-        elif name.startswith("--trainer."):  # a class path that the user has typed
+        elif name.startswith("--trainer.") and _takes_class(name, value or following):
             found += CLASS_PATH.findall(value or following)
         elif name.startswith("--") and (typed := typed_class_path(name[2:], value or following)):
             found += CLASS_PATH.findall(typed)
     return found
+
+
+def _takes_class(name: str, value: str) -> bool:
+    """Whether the value of an option of the trainer holds a class path, and not a setting of a class, such as a URL."""
+    whole = name.count(".") == 1 and name != "--trainer.default_root_dir"
+    return whole or name.endswith(".class_path") or "class_path" in value
 
 
 def look_beside_configs(words: list[str]) -> None:
