@@ -1,5 +1,8 @@
 """The precision that is chosen where `trainer.precision` is empty."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,7 @@ import yaml
 
 from tinylm.errors import ConfigError
 from tinylm.runs.metrics import read_metrics
-from tinylm.training.precision import SamePrecision, choose_precision, device_kind
+from tinylm.training.precision import SamePrecision, choose_precision, device_kind, warn_of_slow_types
 
 WIDE = ["--model.network.d_model", "192", "--model.network.num_layers", "1", "--trainer.val_check_interval", "3"]
 
@@ -110,6 +113,42 @@ def test_a_setting_wins_and_small_models_stay_in_float32_without_a_word(cli, tin
     for result in (small, wide):
         assert result.code == 0 and "precision 32-true" in result.err and "precision:" not in result.err, result.err
     assert yaml.safe_load((tmp_path / "runs/small/config.yaml").read_text())["trainer"]["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "ns_dtype", "times", "told"),
+    [
+        ("cpu", "bf16-mixed", "auto", 56.0, ["trainer.precision is bf16-mixed", "56 times faster", "set 32-true"]),
+        ("cpu", "16-true", "auto", 4.0, ["trainer.precision is 16-true", "4 times faster"]),
+        ("cpu", "32-true", "bfloat16", 8.0, ["model.optimizer.ns_dtype is bfloat16", "8 times faster", "set float32"]),
+        ("cpu", "bf16-mixed", "bfloat16", 0.6, []),  # it has the instructions
+        ("cpu", "64-true", "float32", 9.0, []),
+        ("cuda", "bf16-mixed", "bfloat16", 9.0, []),
+    ],
+)
+def test_types_in_which_the_processor_is_slow_are_told(monkeypatch, kind, precision, ns_dtype, times, told):
+    monkeypatch.setattr("tinylm.training.precision.time_beside_float32", lambda dtype: times)
+    lines = []
+    monkeypatch.setattr("tinylm.training.precision.notice", lines.append)
+    warn_of_slow_types(kind, precision, ns_dtype)
+    assert len(lines) == bool(told) and all(each in lines[0] for each in told)
+
+
+def test_a_processor_without_bfloat16_is_told_and_its_mfu_is_a_share_of_float32(tiny_yaml, tmp_path):
+    command = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), *WIDE, "--trainer.precision", "bf16-mixed"]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    result = subprocess.run(
+        [*command, "--trainer.max_steps", "2", "--run.peak_flops", "null"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "trainer.precision is bf16-mixed, but this processor multiplies" in result.stderr
+    assert "measured float32 peak" in result.stderr
+    _, shares = read_metrics(tmp_path / "runs/mini/metrics.csv")["perf/mfu"]
+    assert shares and max(shares) < 1
 
 
 def test_ranks_that_have_chosen_unlike_precisions_are_refused():

@@ -48,7 +48,7 @@ from tinylm.training.options import (
 )
 from tinylm.training.own_data import OwnData
 from tinylm.training.own_data_options import OwnClass, takes
-from tinylm.training.precision import SamePrecision, set_precision
+from tinylm.training.precision import SamePrecision, set_precision, warn_of_slow_types
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.preflight import check_devices, check_loggers, check_run, check_trainer, follow_launcher
 from tinylm.training.progress import Progress
@@ -285,6 +285,7 @@ class TinyLMCLI(LightningCLI):
 
     def _announce_checkpoint(self) -> None:
         notice(f"checkpoint: {self.config[str(self.subcommand)].ckpt_path}")
+        warn_of_slow_types(self.trainer.strategy.root_device.type, str(self.trainer.precision))
 
     before_validate = before_test = before_predict = _announce_checkpoint
 

@@ -9,6 +9,7 @@ from tinylm.adapt import trainable_share
 from tinylm.console import duration, plural
 from tinylm.data.run_data import RunData
 from tinylm.errors import notice
+from tinylm.training.precision import warn_of_slow_types
 from tinylm.training.remarks import check_warmup, epochs
 from tinylm.training.time_budget import TimeBudget
 
@@ -39,6 +40,8 @@ def introduce(trainer: Any, module: Any, data: RunData, precision_reason: str | 
     describe_training(data, module.optimizer_name, f"{_devices(trainer)}, precision {trainer.precision}", seconds)
     if precision_reason is not None:
         notice(f"precision: {trainer.precision} ({precision_reason}); trainer.precision sets another")
+    ns_dtype = getattr(module.optimizer, "ns_dtype", "auto")
+    warn_of_slow_types(trainer.strategy.root_device.type, str(trainer.precision), ns_dtype)
     if seconds is None:
         check_warmup(data, module.schedule, getattr(module.optimizer, "lr", math.nan))
     if data.validation_tokens is not None:

@@ -4,6 +4,7 @@ It follows from the device and the model alone, not from a measurement, so that 
 a job compute alike. config.yaml records it, and a resumed run reads it there.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tinylm.checks import require
+from tinylm.errors import notice
 from tinylm.safe_yaml import read_yaml
 from tinylm.training.preflight import chosen_devices
 
@@ -19,6 +21,7 @@ TRUE, MIXED = "32-true", "bf16-mixed"
 AMPERE = (8, 0)  # the first compute capability that multiplies in bfloat16, and in TF32
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies in bfloat16
 WIDTH = 192  # d_model from which bfloat16 trains faster; measured
+TYPES = {"bf16": torch.bfloat16, "16-": torch.float16, "64-": torch.float64}  # how a precision begins -> its products
 
 
 def set_precision(config: Any, folder: Path) -> str | None:
@@ -64,6 +67,41 @@ def device_kind(accelerator: Any) -> str:
     if accelerator in ("auto", "gpu"):
         return next((kind for kind in usable if usable[kind]), "cpu")
     return str(accelerator)
+
+
+def product_type(precision: str) -> torch.dtype:
+    """The type of the matrix products in a precision of Lightning's, such as `bf16-mixed`."""
+    return next((dtype for name, dtype in TYPES.items() if precision.startswith(name)), torch.float32)
+
+
+def warn_of_slow_types(kind: str, precision: str, ns_dtype: str = "auto") -> None:
+    """Says so if a processor multiplies faster in float32 than in the types of 16 bits that the options ask for.
+
+    Args:
+        kind: kind of the device; only cpu is measured
+        precision: the trainer's
+        ns_dtype: `model.optimizer.ns_dtype`
+    """
+    chosen = (
+        ("trainer.precision", precision, product_type(precision), "32-true"),
+        ("model.optimizer.ns_dtype", ns_dtype, getattr(torch, ns_dtype, torch.float32), "float32"),
+    )
+    for option, value, dtype, faster in chosen:
+        if kind == "cpu" and dtype.itemsize == 2 and (times := time_beside_float32(dtype)) >= 2:
+            slow = f"{option} is {value}, but this processor multiplies {times:,.0f} times faster in float32"
+            notice(f"{slow}: set {faster}")
+
+
+def time_beside_float32(dtype: torch.dtype, size: int = 256) -> float:
+    """The time of a square matrix product in a type, as a multiple of its time in float32, on the processor."""
+    seconds = {torch.float32: float("inf"), dtype: float("inf")}
+    for each in seconds:
+        matrix = torch.randn(size, size).to(each)
+        for _ in range(4):  # the first is slower
+            started = time.perf_counter()
+            torch.matmul(matrix, matrix)
+            seconds[each] = min(seconds[each], time.perf_counter() - started)
+    return seconds[dtype] / seconds[torch.float32]
 
 
 class SamePrecision(Callback):

@@ -13,6 +13,7 @@ from tinylm.errors import notice
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.precision import product_type, time_beside_float32
 from tinylm.training.remarks import OverfittingWatch
 from tinylm.training.rows import row_is_due
 
@@ -50,10 +51,11 @@ class Throughput(Callback):
         self._started: float | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures the peak in the precision of the matrix products."""
+        """Measures the peak in the type of the matrix products, or in float32 if that is faster."""
         if self.peak_flops is None:
-            low = {"bf16": torch.bfloat16, "16-": torch.float16, "64-": torch.float64}
-            dtype = next((kind for name, kind in low.items() if str(trainer.precision).startswith(name)), torch.float32)
+            dtype = product_type(str(trainer.precision))
+            if pl_module.device.type == "cpu" and dtype.itemsize == 2 and time_beside_float32(dtype) > 1:
+                dtype = torch.float32  # of a processor without instructions for the shorter type
             self.peak_flops = measure_peak_flops(pl_module.device, dtype)
             if trainer.is_global_zero:
                 kind = str(dtype).removeprefix("torch.")
