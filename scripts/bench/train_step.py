@@ -25,6 +25,7 @@ from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.optim.optimizer import make_optimizer
 from tinylm.training import OptimizerConfig
+from tinylm.training.precision import time_beside_float32
 
 SHAPES = {"cpu": (4, 4, 128, 64, 12), "mid": (6, 8, 256, 256, 32)}  # layers, heads, width, context, batch
 
@@ -99,7 +100,8 @@ def main() -> None:
         return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
 
     adamw, muon = OptimizerConfig(), OptimizerConfig(name="muon")
-    cheaper = OptimizerConfig(name="muon", ns_dtype="bfloat16", ns_coefficients="polar_express", ns_steps=3)
+    ns_dtype = "bfloat16" if time_beside_float32(torch.bfloat16) < 1 else "float32"
+    cheaper = OptimizerConfig(name="muon", ns_dtype=ns_dtype, ns_coefficients="polar_express", ns_steps=3)
     gpt2 = dict(positional_encoding="learned", norm="layernorm", activation="gelu", qk_norm=False)
     steps = {
         "nanoGPT, AdamW": nanogpt_step(options.nanogpt, shape, autocast),
