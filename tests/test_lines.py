@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import save_model
+from tests.published import CASES
 from tinylm.commands import run_command
 from tinylm.commands.interactive import Model, converse
 from tinylm.commands.output import read_prompts
@@ -55,7 +56,7 @@ def test_compressed_prompts_are_those_of_the_file(tmp_path):
     ],
 )
 def test_the_published_cases_hold(name, prompts):
-    path = Path("/work/shared/cases") / name
+    path = CASES / name
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine")
     assert read_prompts(path) == prompts

@@ -1,11 +1,11 @@
 """Chat templates of public models' forms, against transformers' apply_chat_template."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.published import TOKENIZERS
 from tinylm.data import ChatTemplate, Turn, encode_turns, find_template, prompt_ids
 from tinylm.data.grammar.stories import stories
 from tinylm.data.template import stop_after_turns, use_template
@@ -131,7 +131,7 @@ def test_functions_and_filters_are_those_of_transformers(tokenizers):
 
 
 def test_a_real_template_gives_the_text_of_transformers(plain):
-    folder = Path("/work/shared/cases/models/tokenizers/qwen2.5")
+    folder = TOKENIZERS / "qwen2.5"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not on this machine")
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")

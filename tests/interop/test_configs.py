@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import transformers
@@ -10,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.interop.tables import EXPORTS, SHAPE
+from tests.published import CONFIGS
 from tests.strategies import model_configs
 from tinylm.errors import ConfigError
 from tinylm.interop.configs import HARMLESS, OWN_OPTIONS, check_generation_config, export_config, import_config
 from tinylm.interop.families import FAMILIES, choose_family
 from tinylm.model import ModelConfig
 
-PUBLISHED = Path("/work/shared/cases/models/configs")
 BOTH = dict(vocab_size=37, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, max_position_embeddings=24)
 LLAMA = dict(model_type="llama", intermediate_size=44, hidden_act="silu", **BOTH)
 QWEN3 = LLAMA | dict(model_type="qwen3", head_dim=8, num_key_value_heads=2)
@@ -276,10 +275,10 @@ def test_old_configs_of_gpt2_without_a_model_type_are_known_by_their_class():
         imported(old, architectures=["GPT2Model"])
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} has the published configs")
-@pytest.mark.parametrize("name", sorted(path.stem for path in PUBLISHED.glob("*.json")))
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason=f"{CONFIGS} has the published configs")
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
 def test_published_configs_are_imported_and_exported_as_the_same_class(name):
-    values = json.loads((PUBLISHED / f"{name}.json").read_text())
+    values = json.loads((CONFIGS / f"{name}.json").read_text())
     if values.get("model_type") in ("gemma", "olmo"):
         with pytest.raises(ConfigError, match=f"model_type is '{values['model_type']}': its "):
             import_config(values)

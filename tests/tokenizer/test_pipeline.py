@@ -2,12 +2,12 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.published import TOKENIZERS
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError
 from tinylm.tokenizer import BPETokenizer, Tokenizer, read_tokenizer_json
@@ -16,7 +16,6 @@ from tinylm.tokenizer.fast.pretokenize import QWEN2
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.steps import GPT4
 
-PUBLISHED = Path("/work/shared/cases/models/tokenizers")
 CORPUS = [
     *"".join(stories(seed=5, count=60)).split("\n"),
     "  naïve café 2024 1999 日本語 한국어 def f(x):\n\t\treturn 10  ",
@@ -226,12 +225,12 @@ def test_ids_and_texts_equal_those_of_tokenizers(kind, made):
 )
 @pytest.mark.slow
 def test_ids_and_texts_of_published_tokenizers_equal_those_of_tokenizers(name):
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"{PUBLISHED} is not there")
-    other = tokenizers.Tokenizer.from_file(str(PUBLISHED / name))
+    if not TOKENIZERS.is_dir():
+        pytest.skip(f"{TOKENIZERS} is not there")
+    other = tokenizers.Tokenizer.from_file(str(TOKENIZERS / name))
     other.no_truncation()
     other.no_padding()
-    check_equal(read_tokenizer_json(PUBLISHED / name), other, count=2000)
+    check_equal(read_tokenizer_json(TOKENIZERS / name), other, count=2000)
 
 
 @every_kind
