@@ -40,6 +40,9 @@ class Sampler:
         options = [repr(value) for name, value in vars(config).items() if name not in OF_THE_HOST]
         self.key = (*options, vocab_size, tuple(stops), log_probs, rows)
         self.draw, self.changed = self.drawn, []
+        self.tokens = torch.arange(
+            vocab_size, device=device
+        )  # a compiled program multiplies an arange of its own wrongly
         self.penalizes = config.penalizes
         if self.penalizes:
             self.counts = torch.zeros(2, rows, vocab_size, dtype=torch.long, device=device)  # prompt, generated
@@ -90,7 +93,7 @@ class Sampler:
             tokens = scores.argmax(dim=-1)
         else:
             p = filtered(scores.double(), self.config).softmax(dim=-1)
-            tokens = draw(p, random_times(keys, made, torch.arange(self.vocab_size, device=keys.device)))
+            tokens = draw(p, random_times(keys, made, self.tokens))
         fault = ~scores.amax(dim=-1).isfinite() * NO_CHOICE
         fault = fault.masked_fill(~logits.amax(dim=-1).isfinite(), NOT_FINITE)
         found = torch.zeros_like(tokens, dtype=torch.float64)
