@@ -5,6 +5,7 @@ a job compute alike. config.yaml records it, and a resumed run reads it there.
 """
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from lightning.pytorch.callbacks import Callback
 from tinylm.checks import require
 from tinylm.errors import notice
 from tinylm.safe_yaml import read_yaml
+from tinylm.training.memory import MIXED_TYPES, TRUE_TYPES
 from tinylm.training.preflight import chosen_devices
 
 TRUE, MIXED = "32-true", "bf16-mixed"
 AMPERE = (8, 0)  # the first compute capability that multiplies in bfloat16, and in TF32
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies in bfloat16
 WIDTH = 192  # d_model from which bfloat16 trains faster; measured
-TYPES = {"bf16": torch.bfloat16, "16-": torch.float16, "64-": torch.float64}  # how a precision begins -> its products
 
 
 def set_precision(config: Any, folder: Path) -> str | None:
@@ -71,7 +72,7 @@ def device_kind(accelerator: Any) -> str:
 
 def product_type(precision: str) -> torch.dtype:
     """The type of the matrix products in a precision of Lightning's, such as `bf16-mixed`."""
-    return next((dtype for name, dtype in TYPES.items() if precision.startswith(name)), torch.float32)
+    return (TRUE_TYPES | MIXED_TYPES).get(precision, torch.float32)
 
 
 def warn_of_slow_types(kind: str, precision: str, ns_dtype: str = "auto") -> None:
@@ -92,6 +93,7 @@ def warn_of_slow_types(kind: str, precision: str, ns_dtype: str = "auto") -> Non
             notice(f"{slow}: set {faster}")
 
 
+@cache
 def time_beside_float32(dtype: torch.dtype, size: int = 256) -> float:
     """The time of a square matrix product in a type, as a multiple of its time in float32, on the processor."""
     seconds = {torch.float32: float("inf"), dtype: float("inf")}

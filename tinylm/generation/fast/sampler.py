@@ -40,9 +40,7 @@ class Sampler:
         options = [repr(value) for name, value in vars(config).items() if name not in OF_THE_HOST]
         self.key = (*options, vocab_size, tuple(stops), log_probs, rows)
         self.draw, self.changed = self.drawn, []
-        self.tokens = torch.arange(
-            vocab_size, device=device
-        )  # a compiled program multiplies an arange of its own wrongly
+        self.tokens = torch.arange(vocab_size, device=device)  # torch.compile multiplies an arange inside it wrongly
         self.penalizes = config.penalizes
         if self.penalizes:
             self.counts = torch.zeros(2, rows, vocab_size, dtype=torch.long, device=device)  # prompt, generated
